@@ -1,0 +1,48 @@
+# Two commands do all the set-up: `make serve` runs Tandem, `make test` runs its tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup serve test soak check bench lock clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Tandem needs Python 3.11 or newer, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || deploy/debian-packages.sh python3-venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+serve: setup
+	@$(BIN)/tandem serve
+
+# Real peers of the tests: SIP phones, a speech synthesiser, a sound editor.
+test-peers:
+	@deploy/debian-packages.sh baresip sip-tester espeak-ng sox
+
+test: setup test-peers
+	$(BIN)/pytest --quiet
+
+soak: setup test-peers
+	$(BIN)/pytest --quiet -m soak
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m bench
+
+# Resolve the newest versions that pyproject.toml allows; torch stays where it is pinned.
+lock:
+	rm -rf $(VENV).lock && $(PYTHON) -m venv $(VENV).lock
+	$(VENV).lock/bin/pip install --quiet --upgrade pip setuptools
+	$(VENV).lock/bin/pip install --quiet torch==2.13.0 . --group dev
+	$(VENV).lock/bin/pip freeze --all --exclude tandem --exclude pip | sed -e 's/+cpu$$//' > requirements.lock
+	rm -rf $(VENV).lock
+
+clean:
+	rm -rf $(VENV) data build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,215 @@
+"""The engine: one device, many slots, one step for all that are ready. encode -> generate -> decode.
+
+pcm ─ encode ─▶ caller codes ─ generate ─▶ text, agent codes ─ align by the delays ─ decode ─▶ pcm
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent.moshi.checkpoint import Model
+from agent.moshi.config import PAD_TOKEN
+from agent.moshi.generate import Controls, Generated
+from agent.moshi.sampling import tier_of
+from agent.moshi.stages import Stages, bucket_of
+from agent.step import Engine, Ints, ModelInfo, Sampling, StepInputs, StepOutputs, TextMode
+
+__all__ = [
+    "EchoEngine", "Engine", "ModelInfo", "MoshiEngine", "Sampling", "StepInputs", "StepOutputs", "TextMode",
+    "measure_threads",
+]
+
+
+class MoshiEngine:
+    """A checkpoint with room for `slots` conversations. All state is allocated here, none in a step."""
+
+    def __init__(self, model: Model, slots: int) -> None:
+        if slots < 1:
+            raise ValueError(f"an engine needs at least one slot, not {slots}")
+        self.model, self._slots, self.device = model, slots, model.device
+        lm, mimi = model.lm.config, model.mimi.config
+        self._info = ModelInfo(
+            name=model.name, sample_rate=mimi.sample_rate, frame_samples=mimi.frame_samples,
+            generated_codebooks=lm.generated_codebooks, agent_codebooks=lm.agent_codebooks,
+            caller_codebooks=lm.caller_codebooks, largest_delay=lm.largest_delay, context=lm.temporal.context or 0,
+            pause_heads=lm.extra_heads, pause_classes=lm.extra_classes, text_tokens=lm.text_card_out,
+            codebook_size=lm.audio_card)
+        self.stages = Stages(model, slots)
+        self._in_pcm = self._host(bucket_of(slots), mimi.frame_samples)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    def default_sampling(self, rows: int) -> Sampling:
+        """The checkpoint's own settings, where it has any."""
+        names = {"temp": "audio_temperature", "temp_text": "text_temperature", "top_k": "audio_top_k",
+                 "top_k_text": "text_top_k"}
+        given = {ours: self.model.generation[theirs] for theirs, ours in names.items() if theirs in self.model.generation}
+        return Sampling.of(rows, **given)
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        """One frame of each given slot; the host waits for the device once, for the results."""
+        inputs.check(self._info, self._slots)
+        return self._step(inputs)
+
+    @torch.inference_mode()
+    def _step(self, inputs: StepInputs) -> StepOutputs:
+        slots, fresh = inputs.slots.tolist(), inputs.fresh.tolist()
+        count = len(slots)
+        self._in_pcm[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
+        self._in_pcm[count:] = 0
+        pcm = self._in_pcm[:bucket_of(count)].to(self.device, non_blocking=True)
+        stages, info = self.stages, self._info
+        caller_codes = stages.encode(slots, fresh, pcm, info.caller_codebooks)
+        generated = stages.generate(slots, fresh, caller_codes, self._controls(inputs))
+        speaks = stages.generate_clock.positions[inputs.slots] > info.largest_delay
+        if info.agent_codebooks == 0:
+            speaks[:] = False
+        stages.decode_clock.positions[inputs.slots[inputs.fresh]] = 0
+        heard = None
+        if speaks.any():
+            # rows without a frame yet decode into the scratch slot: their own slots' state stays as it is
+            decoded = np.where(speaks, inputs.slots, stages.decode_clock.scratch).tolist()
+            heard = stages.decode(decoded, [False] * count, generated.aligned[:, 1:].clamp(min=0))
+        return self._outputs(count, speaks, heard, caller_codes, generated)
+
+    def _controls(self, inputs: StepInputs) -> Controls:
+        """The inputs' controls on the device, filled up to the bucket; padding is greedy and free."""
+        sampling, size = inputs.sampling, bucket_of(len(inputs.slots))
+        whole = self._packed([inputs.text_mode, inputs.forced_text, sampling.seed, sampling.text_top_k,
+                              sampling.audio_top_k, *inputs.forced_audio.T], size, np.int64)
+        real = self._packed([sampling.text_temperature, sampling.audio_temperature, sampling.pad_bias,
+                             sampling.repetition_penalty], size, np.float32)
+        return Controls(
+            text_mode=whole[0], forced_text=whole[1], seed=whole[2], text_top_k=whole[3], audio_top_k=whole[4],
+            forced_audio=whole[5:].t(), text_temperature=real[0], audio_temperature=real[1], pad_bias=real[2],
+            repetition_penalty=real[3],
+            text_tiers=_tiers(sampling.text_temperature, sampling.text_top_k),
+            audio_tiers=_tiers(sampling.audio_temperature, sampling.audio_top_k),
+            barred=bool((inputs.text_mode != TextMode.FREE).any()),
+            penalised=bool((sampling.repetition_penalty != 1).any()))
+
+    def _packed(self, columns: list[Ints] | list[np.ndarray], size: int, dtype: type) -> Tensor:
+        """Columns [B] as one tensor [columns, size] on the device: one transfer."""
+        packed = np.zeros((len(columns), size), dtype)
+        for row, column in enumerate(columns):
+            packed[row, :len(column)] = column
+        return torch.from_numpy(packed).to(self.device, non_blocking=True)
+
+    def _outputs(self, count: int, speaks: np.ndarray, heard: Tensor | None, caller_codes: Tensor,
+                 generated: Generated) -> StepOutputs:
+        tensors = [caller_codes, generated.text, generated.sampled_text, generated.codes, generated.pauses,
+                   generated.text_entropy, generated.codebook_spread]
+        if heard is not None:
+            tensors.append(heard)
+        if self.device.type != "cpu":
+            tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+            torch.accelerator.current_stream(self.device).synchronize()  # the one wait
+        caller, text, sampled, codes, pauses, entropy, spread, *sound = [tensor[:count].numpy() for tensor in tensors]
+        pcm = np.zeros((count, self._info.frame_samples), np.float32)
+        if sound:
+            pcm[speaks] = sound[0][speaks]
+        return StepOutputs(
+            pcm=pcm, text=text, sampled_text=sampled, agent_codes=codes, caller_codes=caller,
+            caller_text=np.where(self._info.generated_codebooks, -1, text), pauses=pauses, text_entropy=entropy, codebook_spread=spread)
+
+    def _host(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, pin_memory=self.device.type == "cuda")
+
+
+def _tiers(temperature: np.ndarray, top_k: np.ndarray) -> tuple[int, ...]:
+    return tuple(sorted({tier_of(int(k)) for k in top_k[temperature > 0]}))
+
+
+class EchoEngine:
+    """Gives back what it hears, one frame later; for tests of the audio path."""
+
+    def __init__(self, slots: int, sample_rate: int = 24000, frame_samples: int = 1920) -> None:
+        self._info = ModelInfo(
+            name="echo", sample_rate=sample_rate, frame_samples=frame_samples, generated_codebooks=0,
+            agent_codebooks=0, caller_codebooks=0, largest_delay=1, context=1, pause_heads=0, pause_classes=0,
+            text_tokens=PAD_TOKEN + 1, codebook_size=1)
+        self._slots = slots
+        self._heard = np.zeros((slots, frame_samples), np.float32)
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._info
+
+    @property
+    def slots(self) -> int:
+        return self._slots
+
+    def default_sampling(self, rows: int) -> Sampling:
+        return Sampling.of(rows)
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        inputs.check(self._info, self._slots)
+        pcm = self._heard[inputs.slots]
+        pcm[inputs.fresh] = 0
+        self._heard[inputs.slots] = inputs.pcm
+        rows = len(inputs.slots)
+        none, zero = np.zeros((rows, 0), np.int64), np.zeros(rows, np.float32)
+        return StepOutputs(
+            pcm=pcm, text=np.full(rows, PAD_TOKEN, np.int64), sampled_text=np.full(rows, PAD_TOKEN, np.int64),
+            agent_codes=none, caller_codes=none, caller_text=np.full(rows, -1, np.int64),
+            pauses=np.zeros((rows, 0, 0), np.float32), text_entropy=zero, codebook_spread=zero)
+
+
+def measure_threads(engine: MoshiEngine, most: int | None = None, budget_s: float = 5.0) -> int:
+    """How many threads inside torch make a step of all slots fastest here. Steps the scratch slot alone.
+
+    More threads than idle cores cost a factor of ten and more, so one more must be worth it: the smallest count
+    within 10 % of the best wins.
+    """
+    most = most or torch.get_num_threads()
+    before = torch.get_num_threads()
+    counts = sorted({1, *(n for n in (2, 4, 8, 16, 32) if n < most), most})
+    times: dict[int, float] = {}
+    deadline = time.monotonic() + budget_s
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            times[count] = _median_time(lambda: _scratch_step(engine), deadline)
+            if time.monotonic() > deadline:
+                break
+    finally:
+        torch.set_num_threads(before)
+    best = min(times.values())
+    return next(count for count in counts if times.get(count, np.inf) <= 1.1 * best)
+
+
+def _scratch_step(engine: MoshiEngine) -> None:
+    """A whole step of all slots' size in which every row works on the scratch slot."""
+    stages, rows = engine.stages, bucket_of(engine.slots)
+    scratch, fresh = [engine.slots] * rows, [True] * rows
+    with torch.inference_mode():
+        pcm = torch.zeros(rows, engine.info.frame_samples, device=engine.device)
+        caller_codes = stages.encode(scratch, fresh, pcm, engine.info.caller_codebooks)
+        controls = Controls.greedy(rows, engine.info.generated_codebooks, engine.device)
+        generated = stages.generate(scratch, fresh, caller_codes, controls)
+        if engine.info.agent_codebooks:
+            stages.decode(scratch, fresh, generated.aligned[:, 1:].clamp(min=0))
+        generated.text.cpu()  # wait for the device
+
+
+def _median_time(call: Callable[[], None], deadline: float, times: int = 5) -> float:
+    call()
+    taken = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+        if time.monotonic() > deadline:
+            break
+    return float(np.median(taken))

@@ -1,0 +1,72 @@
+"""The models that a worker serves: the agent's own and `echo`, loaded as the settings say."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from agent.engine import EchoEngine, MoshiEngine, measure_threads
+from agent.moshi.checkpoint import Model, load_model
+from agent.moshi.random_model import make_random_model
+from agent.moshi.text import Tokenizer
+from agent.worker import Served
+from calls.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+ECHO = "echo"
+RANDOM = "random"  # the tiny model with random weights, made at first start
+
+
+def load_models(settings: Settings) -> dict[str, Served]:
+    """By the name under which bridges ask for them."""
+    if settings.model_name == ECHO:
+        raise SettingsError("TANDEM_MODEL: `echo` is always served; name a model for the agent")
+    ensure_model(settings)
+    model = load_agent_model(settings)
+    engine = MoshiEngine(model, slots=settings.slots)
+    if engine.device.type == "cpu":
+        threads = settings.threads or measure_threads(engine)
+        torch.set_num_threads(threads)
+        log.info("%s steps on %d thread%s", settings.model_name, threads, "" if threads == 1 else "s")
+    tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
+    models = {settings.model_name: Served(engine, tokenizer)}
+    if settings.echo_slots:
+        models[ECHO] = Served(EchoEngine(slots=settings.echo_slots), None)
+    return models
+
+
+def load_agent_model(settings: Settings) -> Model:
+    """The model that `settings.model` names, on the device and in the type that they ask for."""
+    ensure_model(settings)
+    device = _device(settings.device)
+    source = str(random_model_path(settings)) if settings.model == RANDOM else settings.model
+    on_cpu = torch.float32 if device.type == "cpu" else None
+    dtype = on_cpu if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    return load_model(source, device=device, dtype=dtype)
+
+
+def ensure_model(settings: Settings) -> None:
+    """Make the tiny random model if it is asked for and isn't there yet."""
+    path = random_model_path(settings)
+    if settings.model == RANDOM and not path.exists():
+        log.info("making a tiny model with random weights in %s", path)
+        make_random_model(path)
+
+
+def random_model_path(settings: Settings) -> Path:
+    return settings.data_dir / "models" / RANDOM
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingsError(f"TANDEM_DEVICE: {name} is no device; give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise SettingsError(f"TANDEM_DEVICE: there is no {name} here")
+    return device

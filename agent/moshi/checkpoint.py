@@ -1,0 +1,212 @@
+"""Official checkpoints, from a folder or a Hugging Face repository, into modules.
+
+The rules of names, defaults and layouts are those of the published repositories; see config.py for the configs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from agent.moshi.config import FIRST_7B, FIRST_MIMI, NOT_THE_LMS, ConfigError, LMConfig, MimiConfig
+from agent.moshi.lm import LanguageModel
+from agent.moshi.mimi import Mimi
+from agent.moshi.safetensors_file import CheckpointError, SafetensorsFile
+
+__all__ = ["CheckpointError", "Model", "load_model"]
+
+NAMES = {"moshiko": "kyutai/moshiko-pytorch-bf16", "moshika": "kyutai/moshika-pytorch-bf16"}
+
+_MOSHI_FILE = "model.safetensors"
+_MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+_TEXT_FILE = "tokenizer_spm_32k_3.model"
+
+# Buffers of the quantiser that early checkpoints call otherwise.
+_OLD_NAMES = {"inited": "_initialized", "cluster_size": "cluster_usage", "embed_avg": "embedding_sum",
+              "embed_sum": "embedding_sum"}
+
+Find = Callable[[str, bool], Path | None]  # a file's name, whether it must be there -> where it lies
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded checkpoint. `lm.config` and `mimi.config` say what it is."""
+
+    name: str
+    lm: LanguageModel
+    mimi: Mimi
+    tokenizer_path: Path | None
+    generation: Mapping[str, Any]  # the checkpoint's own sampling: temp, temp_text, top_k, top_k_text
+    config: Mapping[str, Any]  # config.json as it stands
+    mimi_config: Mapping[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+
+def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
+               revision: str | None = None) -> Model:
+    """Load a folder, `moshiko`, `moshika` or a repository `owner/name`, the language model in `dtype` (None: as stored).
+
+    Mimi is float32 always. No tensor is in memory twice. Raises CheckpointError, one line that names what is
+    missing, misshapen, unexpected, truncated or unknown.
+    """
+    name, find = _locate(source, revision)
+    device = torch.device(device)
+    config_path = find("config.json", False)
+    config = {} if config_path is None else _read_json(config_path)
+    text_path = find(config.get("tokenizer_name", _TEXT_FILE), "tokenizer_name" in config)
+    mimi_config: Mapping[str, Any] = FIRST_MIMI
+    if config.get("mimi_config_name"):
+        mimi_config = _read_json(_found(find(config["mimi_config_name"], True)))
+    moshi_path = _found(find(config.get("moshi_name", _MOSHI_FILE), True))
+    mimi_path = _found(find(config.get("mimi_name", _MIMI_FILE), True))
+    with SafetensorsFile(moshi_path) as moshi_file, SafetensorsFile(mimi_path) as mimi_file:
+        try:
+            lm_config = LMConfig.from_dict(_with_content(config, moshi_file))
+            codec_config = MimiConfig.from_dict(mimi_config)
+        except ConfigError as error:
+            raise CheckpointError(f"{name}: {error}") from None
+        _check_pair(name, lm_config, codec_config)
+        with torch.device("meta"):
+            lm, mimi = LanguageModel(lm_config), Mimi(codec_config)
+        fill(lm, moshi_file, device, dtype or _stored_dtype(moshi_file))
+        fill(mimi, mimi_file, device, torch.float32)
+    generation = config.get("lm_gen_config") or {}
+    return Model(name, lm.eval(), mimi.eval(), text_path, generation, config, mimi_config)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, file: SafetensorsFile, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every tensor of a module on the meta device its memory and its values, one by one."""
+    sources = {_canonical(name): name for name in file.tensors}
+    used: set[str] = set()
+    for name, meta in module.state_dict().items():
+        stored_name, rows = _source(name, meta, sources, file, module)
+        stored = file.tensors[stored_name]
+        shape = stored.shape if rows is None else (rows[1] - rows[0], *stored.shape[1:])
+        if tuple(meta.shape) != shape:
+            raise CheckpointError(f"{file.path}: tensor {stored_name} has shape {list(stored.shape)}, "
+                                  f"the config asks for {list(meta.shape)}")
+        target = torch.empty_strided(meta.shape, meta.stride(), dtype=dtype, device=device)
+        file.read_into(target, stored_name, rows)
+        _assign(module, name, target)
+        used.add(stored_name)
+    unexpected = sorted(set(file.tensors) - used)
+    if unexpected:
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise CheckpointError(f"{file.path}: unexpected tensor {unexpected[0]}{more}: the config has no place for it")
+
+
+_PER_STEP = re.compile(r"(.*self_attn\.)(in|out)_projs\.(\d+)\.weight")
+
+
+def _source(name: str, meta: Tensor, sources: Mapping[str, str], file: SafetensorsFile, module: nn.Module
+            ) -> tuple[str, tuple[int, int] | None]:
+    """Where a tensor stands in the file: by itself, or as rows of one that has all steps' projections in it."""
+    if name in sources:
+        return sources[name], None
+    match = _PER_STEP.fullmatch(name)
+    if match:
+        prefix, way, step = match[1], match[2], int(match[3])
+        for whole in (f"{prefix}{way}_proj_weight", f"{prefix}{way}_proj.weight"):
+            if whole in sources:
+                stored = file.tensors[sources[whole]]
+                height = meta.shape[0]
+                steps = len(module.get_submodule(f"{prefix}{way}_projs"))  # type: ignore[arg-type]
+                if stored.shape != (steps * height, *meta.shape[1:]):
+                    raise CheckpointError(f"{file.path}: tensor {sources[whole]} has shape {list(stored.shape)}, the "
+                                          f"config asks for {[steps * height, *meta.shape[1:]]}")
+                return sources[whole], (step * height, (step + 1) * height)
+    raise CheckpointError(f"{file.path}: tensor {name} is missing")
+
+
+def _canonical(name: str) -> str:
+    head, _, leaf = name.rpartition(".")
+    return f"{head}.{_OLD_NAMES[leaf]}" if head.endswith("_codebook") and leaf in _OLD_NAMES else name
+
+
+def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+
+
+def _stored_dtype(file: SafetensorsFile) -> torch.dtype:
+    stored = file.tensors.get("text_emb.weight")
+    return torch.float32 if stored is None or stored.dtype != "BF16" else torch.bfloat16
+
+
+def _with_content(config: Mapping[str, Any], file: SafetensorsFile) -> Mapping[str, Any]:
+    """A config without content is the first 7B's, or PersonaPlex's, which has depth steps for the caller as well."""
+    if any(key not in NOT_THE_LMS for key in config):
+        return config
+    steps = sum(re.fullmatch(r"linears\.\d+\.weight", name) is not None for name in file.tensors)
+    return {**config, **FIRST_7B, "dep_q": steps or FIRST_7B["dep_q"]}
+
+
+def _check_pair(name: str, lm: LMConfig, mimi: MimiConfig) -> None:
+    needed = max(lm.agent_codebooks, lm.caller_codebooks)
+    if needed > mimi.codebooks:
+        raise CheckpointError(f"{name}: the language model needs {needed} codebooks, Mimi has {mimi.codebooks}")
+    if lm.audio_card != mimi.codebook_size:
+        raise CheckpointError(f"{name}: the language model's codebooks have {lm.audio_card} entries, "
+                              f"Mimi's {mimi.codebook_size}")
+
+
+def _locate(source: str | Path, revision: str | None) -> tuple[str, Find]:
+    """The model's name, and how to find its files: in a folder, or by download into the Hugging Face cache."""
+    repository = NAMES.get(str(source), str(source))
+    folder = Path(source)
+    if folder.is_dir():
+        def find(file: str, needed: bool) -> Path | None:
+            path = folder / file
+            if needed and not path.is_file():
+                raise CheckpointError(f"{folder}: {file} is missing")
+            return path if path.is_file() else None
+
+        return folder.resolve().name, find
+    if isinstance(source, Path) or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise CheckpointError(f"{source}: no such folder; give a folder, {', '.join(NAMES)} or a repository owner/name")
+
+    def download(file: str, needed: bool) -> Path | None:
+        try:
+            return Path(hf_hub_download(repository, file, revision=revision))
+        except LocalEntryNotFoundError:
+            raise CheckpointError(f"{repository}: can't be reached, and {file} is not in the cache") from None
+        except EntryNotFoundError:
+            if needed:
+                raise CheckpointError(f"{repository}: {file} is missing") from None
+            return None
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise CheckpointError(f"{repository}: {file}: {' '.join(str(error).split())[:200]}") from None
+
+    return repository.split("/")[-1], download
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a JSON object")
+    return content
+
+
+def _found(path: Path | None) -> Path:
+    assert path is not None
+    return path

@@ -1,0 +1,81 @@
+"""The three stages of a step, each for B rows: encode, generate, decode; with the state of all slots.
+
+Tensors have the size of a bucket; the given slots are those of the first rows, the others are padding and work on
+the scratch slot, whose state nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent.moshi.checkpoint import Model
+from agent.moshi.generate import Controls, Generated, Generator, GeneratorState
+from agent.moshi.layers import Rows
+
+
+class SlotClock:
+    """How many steps each slot took in one stage. The host counts; the device is told in each step."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self.scratch = slots
+        self._device = device
+        self.positions = np.zeros(slots + 1, np.int64)
+
+    def rows(self, slots: Sequence[int], fresh: Sequence[bool]) -> Rows:
+        """The rows of one step of these slots, filled up to a bucket's size; counts the step."""
+        positions = [0 if new else int(self.positions[slot]) for slot, new in zip(slots, fresh, strict=True)]
+        for slot, position in zip(slots, positions, strict=True):
+            self.positions[slot] = position + 1
+        self.positions[self.scratch] = 0  # always at its start: what it holds is never read
+        padding = bucket_of(len(slots)) - len(slots)
+        return Rows.of([*slots, *[self.scratch] * padding], [*positions, *[0] * padding], self._device)
+
+
+def bucket_of(rows: int) -> int:
+    """The batch that a step of so many rows runs as: a power of two.
+
+    Only such sizes: a tensor of B numbers is then computed either all in vectors or all one by one, and a row's
+    result doesn't depend on where it stands.
+    """
+    return 1 << (rows - 1).bit_length()
+
+
+class Stages:
+    """A model with room for `slots` conversations. All state is allocated here, none in a step."""
+
+    def __init__(self, model: Model, slots: int) -> None:
+        self.model, self.slots, self.device = model, slots, model.device
+        self.encoder = model.mimi.encoder_state(slots, self.device)
+        self.decoder = model.mimi.decoder_state(slots, self.device)
+        self.generator = GeneratorState(model.lm, slots, bucket_of(slots))
+        self._generator = Generator(model.lm)
+        self.encode_clock, self.generate_clock, self.decode_clock = (SlotClock(slots, self.device) for _ in range(3))
+
+    def state_rows(self) -> dict[str, Tensor]:
+        """Everything there is of a slot, as rows of these tensors' first dimension; the last row is scratch."""
+        rows = {f"encoder.{name}": tensor for name, tensor in self.encoder.rows().items()}
+        rows |= {f"generator.{name}": tensor for name, tensor in self.generator.rows().items()}
+        rows |= {f"decoder.{name}": tensor for name, tensor in self.decoder.rows().items()}
+        clocks = {"encoder": self.encode_clock, "generator": self.generate_clock, "decoder": self.decode_clock}
+        return rows | {f"{stage}.position": torch.from_numpy(clock.positions) for stage, clock in clocks.items()}
+
+    @torch.inference_mode()
+    def encode(self, slots: Sequence[int], fresh: Sequence[bool], pcm: Tensor, codebooks: int) -> Tensor:
+        """pcm [bucket, frame_samples] -> codes [bucket, codebooks]."""
+        return self.model.mimi.encode_step(pcm, codebooks, self.encoder, self.encode_clock.rows(slots, fresh))
+
+    @torch.inference_mode()
+    def generate(self, slots: Sequence[int], fresh: Sequence[bool], caller_codes: Tensor, controls: Controls
+                 ) -> Generated:
+        """The caller's codes [bucket, caller codebooks] -> text and the agent's codes."""
+        rows = self.generate_clock.rows(slots, fresh)
+        return self._generator.step(caller_codes, controls, self.generator, rows)
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int], fresh: Sequence[bool], codes: Tensor) -> Tensor:
+        """Codes of one frame [bucket, codebooks] -> pcm [bucket, frame_samples]."""
+        return self.model.mimi.decode_step(codes, self.decoder, self.decode_clock.rows(slots, fresh))

@@ -1,0 +1,160 @@
+"""A stack of transformer layers: weights under their official names, a parallel forward, a streaming step.
+
+One code for three stacks: the temporal and the depth transformer (RMS norms, SiLU gating) and Mimi's two (layer
+norms, GELU, layer scales).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agent.moshi.config import TransformerConfig
+from agent.moshi.layers import KVRing, Rows, Scale, Weight, linear, rotate, rotations, windowed_attention
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._gathered: dict[int, list[LayerWeights]] = {}
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+
+    def weights(self, weight_set: int = 0) -> list[LayerWeights]:
+        """The tensors that a step reads, gathered once, so that the hot path looks up no module."""
+        owner = self.layers[0].self_attn.in_projs[weight_set].weight
+        gathered = self._gathered.get(weight_set)
+        if gathered is None or gathered[0].attend_in is not owner:
+            gathered = self._gathered[weight_set] = [layer.weights(weight_set) for layer in self.layers]
+        return gathered
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Transformer:
+        self._gathered.clear()  # to another device or type
+        return super()._apply(*args, **kwargs)  # type: ignore[no-any-return, no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A whole sequence at once, from position 0: x [B, T, dim] -> [B, T, dim]."""
+        config = self.config
+        rotation = None
+        if config.max_period is not None:
+            positions = torch.arange(x.shape[1], device=x.device)
+            rotation = rotations(positions, config.dim // config.heads, config.max_period)[:, None]
+        for layer in self.weights():
+            q, k, v = split_heads(linear(norm(x, layer.norm1, config), layer.attend_in), config.heads)
+            if rotation is not None:
+                q, k = rotate(q, rotation), rotate(k, rotation)
+            out = windowed_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), config.context)
+            x = x + scaled(linear(out.transpose(1, 2).flatten(2), layer.attend_out), layer.scale1)
+            x = x + scaled(feed_forward(norm(x, layer.norm2, config), layer), layer.scale2)
+        return x
+
+    def step(self, x: Tensor, ring: KVRing, rows: Rows) -> Tensor:
+        """The next positions of B slots: x [B, T, dim] -> [B, T, dim]; writes their keys and values into `ring`."""
+        config, heads = self.config, self.config.heads
+        assert config.max_period is not None
+        step = ring.begin(rows)
+        rotation = rotations(step.positions, config.dim // heads, config.max_period)[:, :, None]
+        for i, layer in enumerate(self.weights()):
+            projected = linear(norm(x, layer.norm1, config), layer.attend_in).unflatten(-1, (3 * heads, -1))
+            turned = rotate(projected[:, :, :2 * heads], rotation)  # queries and keys
+            out = ring.attend(i, turned[:, :, :heads], turned[:, :, heads:], projected[:, :, 2 * heads:], step)
+            x = x + scaled(linear(out, layer.attend_out), layer.scale1)
+            x = x + scaled(feed_forward(norm(x, layer.norm2, config), layer), layer.scale2)
+        return x
+
+    def ring(self, slots: int, positions_per_step: int, device: torch.device, dtype: torch.dtype) -> KVRing:
+        config = self.config
+        assert config.context is not None
+        return KVRing(slots, config.layers, config.heads, config.dim // config.heads, config.context,
+                      positions_per_step, device, dtype)
+
+
+class LayerWeights(NamedTuple):
+    norm1: tuple[Tensor, Tensor | None]
+    attend_in: Tensor  # [3 * dim, dim]: queries, keys, values
+    attend_out: Tensor
+    norm2: tuple[Tensor, Tensor | None]
+    feed_in: Tensor  # [2 * hidden, dim] where gated, else [hidden, dim]
+    feed_out: Tensor
+    scale1: Tensor | None
+    scale2: Tensor | None
+
+
+def norm(x: Tensor, weight: tuple[Tensor, Tensor | None], config: TransformerConfig) -> Tensor:
+    """RMS norm in float32 where gated, layer norm elsewhere; over the last dimension."""
+    scale, bias = weight
+    if config.gated:
+        return F.rms_norm(x.float(), (config.dim,), scale, config.norm_eps).to(x.dtype)
+    return F.layer_norm(x, (config.dim,), scale, bias, config.norm_eps)
+
+
+def feed_forward(x: Tensor, layer: LayerWeights) -> Tensor:
+    hidden = linear(x, layer.feed_in)
+    width = layer.feed_out.shape[1]
+    if hidden.shape[-1] == width:
+        return linear(F.gelu(hidden), layer.feed_out)
+    return linear(F.silu(hidden[..., :width]) * hidden[..., width:], layer.feed_out)
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
+
+
+def split_heads(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[..., 3 * dim] -> queries, keys, values, each [..., heads, head_dim]."""
+    q, k, v = projected.unflatten(-1, (3, heads, -1)).unbind(-3)
+    return q, k, v
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gated = config.gated
+        self.self_attn = _Attention(config)
+        if config.gated:
+            self.norm1: nn.Module = Scale("alpha", 1, 1, config.dim)
+            self.norm2: nn.Module = Scale("alpha", 1, 1, config.dim)
+            sets = range(config.weight_sets)
+            self.gating = nn.ModuleList(_Gating(config) for _ in sets) if config.weight_sets else _Gating(config)
+        else:
+            self.norm1 = Weight(config.dim, bias=config.dim)
+            self.norm2 = Weight(config.dim, bias=config.dim)
+            self.linear1 = Weight(config.hidden, config.dim)
+            self.linear2 = Weight(config.dim, config.hidden)
+        if config.layer_scale:
+            self.layer_scale_1 = Scale("scale", config.dim)
+            self.layer_scale_2 = Scale("scale", config.dim)
+
+    def weights(self, weight_set: int) -> LayerWeights:
+        attention = self.self_attn
+        if self.gated:
+            gate = self.gating[weight_set] if isinstance(self.gating, nn.ModuleList) else self.gating
+            feed_in, feed_out = gate.linear_in.weight, gate.linear_out.weight
+            # the norm's sums are float32; so is its scale, once, here
+            norms = [(n.alpha.detach().flatten().float(), None) for n in (self.norm1, self.norm2)]
+        else:
+            feed_in, feed_out = self.linear1.weight, self.linear2.weight
+            norms = [(n.weight, n.bias) for n in (self.norm1, self.norm2)]
+        scales = [self.layer_scale_1.scale, self.layer_scale_2.scale] if hasattr(self, "layer_scale_1") else [None] * 2
+        return LayerWeights(
+            norm1=norms[0], attend_in=attention.in_projs[weight_set].weight,
+            attend_out=attention.out_projs[weight_set].weight, norm2=norms[1], feed_in=feed_in, feed_out=feed_out,
+            scale1=scales[0], scale2=scales[1])
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.in_projs = nn.ModuleList(Weight(3 * dim, dim) for _ in range(config.weight_sets or 1))
+        self.out_projs = nn.ModuleList(Weight(dim, dim) for _ in range(config.weight_sets or 1))
+
+
+class _Gating(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.linear_in = Weight(2 * config.hidden, config.dim)
+        self.linear_out = Weight(config.dim, config.hidden)

@@ -1,0 +1,319 @@
+"""A worker process: bridges connect by WebSocket, one connection a call; device threads step the calls together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from agent.admission import Admission, Refused
+from agent.device_thread import DeviceThread, Seat, Stepped
+from agent.engine import Engine
+from agent.moshi.text import TimedWord, Tokenizer, WordTimer
+from calls import wire
+from calls.routing import Heartbeat, Lease, RoutingUnavailable, WorkerRegistry
+from calls.settings import Settings
+
+log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 5.0  # from the connection to its first message
+ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge's slot is free after twice that
+FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
+MORE_CONNECTIONS = 64  # than slots: those that shake hands or are turned away
+MESSAGES_TO_BRIDGE = 64  # about 20 frames; a bridge that takes them slower than they come is cut off
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model as this worker offers it."""
+
+    engine: Engine
+    tokenizer: Tokenizer | None  # None: the model has no text
+
+
+@dataclass(eq=False)
+class _Call:
+    """One connection, from ready to its end."""
+
+    lease: Lease
+    connection: ServerConnection
+    device: DeviceThread
+    tokenizer: Tokenizer | None
+    layout: wire.StepLayout
+    outbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(MESSAGES_TO_BRIDGE))
+    words: WordTimer = field(default_factory=WordTimer)
+    last_k: int = -1
+    too_slow: bool = False
+
+
+class Worker:
+    """The engines of one process behind one WebSocket address."""
+
+    def __init__(self, settings: Settings, models: Mapping[str, Served], redis: Redis, secret: bytes) -> None:
+        self._settings = settings
+        self._models = models
+        self._registry = WorkerRegistry(redis, expiry_s=settings.expiry_s)
+        self._admission = Admission(
+            worker=f"{socket.gethostname()}-{secrets.token_hex(4)}", epoch=secrets.token_hex(8), secret=secret)
+        self._stop = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._loop = asyncio.get_running_loop()
+        self._devices = {name: DeviceThread(served.engine, self._engine_failed) for name, served in models.items()}
+        self._calls: dict[str, _Call] = {}
+        self._left = asyncio.Event()  # a call has left
+        self.url = ""
+
+    async def run(self) -> None:
+        """Serve until `stop`; then drain. Raises what an engine raised, if one did."""
+        settings = self._settings
+        for device in self._devices.values():
+            device.start()
+        async with serve(self._handle, settings.worker_host, settings.worker_port, process_request=self._let_in,
+                         compression=None, max_size=wire.MAX_BYTES, open_timeout=OPEN_TIMEOUT_S,
+                         ping_interval=ALIVE_S, ping_timeout=ALIVE_S, server_header=None) as server:
+            self.url = settings.worker_url or _own_url(server, settings.worker_host)
+            log.info("worker ready at %s with %s", self.url, ", ".join(
+                f"{name} ({served.engine.slots} slots)" for name, served in self._models.items()))
+            heart = asyncio.create_task(self._heart())
+            try:
+                await self._stop.wait()
+                await self._drain()
+            finally:
+                heart.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await heart
+                for device in self._devices.values():
+                    await asyncio.to_thread(device.stop)
+                with contextlib.suppress(RoutingUnavailable, RedisError):
+                    await self._registry.leave(self._admission.worker, self._admission.epoch)
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Take no new calls, let the running ones end (bounded by `drain_s`), then return from `run`."""
+        self._stop.set()
+
+    def heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            worker=self._admission.worker, epoch=self._admission.epoch, url=self.url,
+            models={name: (device.engine.slots, device.used) for name, device in self._devices.items()},
+            draining=self._admission.draining)
+
+    async def _heart(self) -> None:
+        """A sign of life every `heartbeat_s`; running calls don't need Redis, so its absence is only logged."""
+        reachable = True
+        while True:
+            try:
+                await self._registry.beat(self.heartbeat())
+                if not reachable:
+                    log.info("Redis is back")
+                reachable = True
+            except (RoutingUnavailable, RedisError) as error:
+                if reachable:
+                    log.warning("Redis can't be reached, so no new calls come here: %s", error)
+                reachable = False
+            await asyncio.sleep(self._settings.heartbeat_s)
+
+    async def _drain(self) -> None:
+        self._admission.draining = True
+        with contextlib.suppress(RoutingUnavailable, RedisError):
+            await self._registry.beat(self.heartbeat())
+        if self._calls:
+            log.info("draining: %d calls go on for at most %g s", len(self._calls), self._settings.drain_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.0 if self._failure else self._settings.drain_s):
+                while self._calls:
+                    self._left.clear()
+                    await self._left.wait()
+        reason = wire.CloseReason.FAILED if self._failure else wire.CloseReason.DRAINING
+        for call in list(self._calls.values()):
+            await _say_goodbye(call.connection, reason)
+
+    def _engine_failed(self, error: BaseException) -> None:
+        """Called on a device thread: an engine that failed once isn't trusted again, so the process ends."""
+        self._failure = error
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _let_in(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Before the WebSocket handshake: only our path, and a bound on connections."""
+        if request.path != wire.PATH:
+            return connection.respond(HTTPStatus.NOT_FOUND, f"calls connect to {wire.PATH}\n")
+        slots = sum(served.engine.slots for served in self._models.values())
+        if len(connection.server.connections) > slots + MORE_CONNECTIONS:
+            return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections\n")
+        return None
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        try:
+            call, seat = await self._admit(connection)
+        except Refused as refused:
+            log.warning("refused a connection: %s: %s", refused.code, refused)
+            await _say_error(connection, refused.code, str(refused))
+            return
+        except (ConnectionClosed, TimeoutError):
+            return
+        sender = asyncio.create_task(_send(call))
+        try:
+            await self._receive(call, seat)
+        except wire.WireError as error:
+            log.warning("call %s: the bridge broke the protocol: %s", call.lease.call, error)
+            await _say_error(connection, "protocol", str(error))
+        except ConnectionClosed:
+            if call.too_slow:
+                log.warning("call %s: its bridge took messages too slowly", call.lease.call)
+        finally:
+            dropped = call.device.leave(seat)
+            if self._calls.get(call.lease.call) is call:
+                del self._calls[call.lease.call]
+            self._left.set()
+            sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionClosed):
+                await sender
+            log.info("call %s left slot %d of %s, %d frames dropped", call.lease.call, seat.slot, call.lease.model,
+                     dropped)
+
+    async def _admit(self, connection: ServerConnection) -> tuple[_Call, Seat]:
+        """Check the first message, take a slot, answer ready; raises Refused."""
+        try:
+            opened = wire.decode_from_bridge(_binary(await asyncio.wait_for(connection.recv(), OPEN_TIMEOUT_S)))
+        except wire.WireError as error:
+            raise Refused("protocol", str(error)) from None
+        if not isinstance(opened, wire.Open):
+            raise Refused("protocol", "the first message must be an open")
+        if opened.version != wire.VERSION:
+            raise Refused("version", f"this worker speaks version {wire.VERSION}, not {opened.version}")
+        if opened.resume:
+            raise Refused("resume", "this worker can't rebuild a call from its history")
+        lease = self._admission.check(opened.call, opened.lease, time.time())
+        device = self._devices.get(lease.model)
+        if device is None:
+            raise Refused("unknown_model", f"this worker has no model {lease.model}")
+        await self._replace(lease.call)
+        info = device.engine.info
+        layout = wire.StepLayout(info.generated_codebooks, info.caller_codebooks, info.pause_heads)
+        call = _Call(lease, connection, device, self._models[lease.model].tokenizer, layout)
+        sampling = opened.sampling
+        if sampling.seed is None:
+            sampling = replace(sampling, seed=secrets.randbits(63))
+        seat = device.join(sampling, lambda stepped: self._stepped(call, stepped))
+        if seat is None:
+            raise Refused("busy", f"all {device.engine.slots} slots of {lease.model} are taken")
+        self._calls[lease.call] = call
+        ready = wire.Ready(
+            slot=seat.slot, model=info.name, sample_rate=info.sample_rate, frame_samples=info.frame_samples,
+            generated_codebooks=info.generated_codebooks, agent_codebooks=info.agent_codebooks,
+            caller_codebooks=info.caller_codebooks, pause_heads=info.pause_heads, largest_delay=info.largest_delay,
+            us_to_boundary=seat.us_to_boundary)
+        call.outbox.put_nowait(wire.encode(ready))
+        log.info("call %s takes slot %d of %s", lease.call, seat.slot, lease.model)
+        return call, seat
+
+    async def _replace(self, name: str) -> None:
+        """A higher fence for a call that is still here: its bridge lost the old connection, so that one goes."""
+        old = self._calls.get(name)
+        if old is not None:
+            await _say_goodbye(old.connection, wire.CloseReason.LEASE_LOST)
+
+    async def _receive(self, call: _Call, seat: Seat) -> None:
+        """The bridge's messages until it closes."""
+        frame_bytes = 2 * call.device.engine.info.frame_samples
+        async for data in call.connection:
+            match wire.decode_from_bridge(_binary(data), call.layout):
+                case wire.Audio(k, pcm):
+                    if len(pcm) != frame_bytes or k <= call.last_k:
+                        raise wire.WireError(f"frame {k} of {len(pcm)} bytes after frame {call.last_k}; "
+                                             f"k must grow, and a frame has {frame_bytes} bytes")
+                    call.last_k = k
+                    call.device.frame(seat, k, pcm)
+                case wire.Ping() as ping:
+                    self._post(call, wire.encode(ping))
+                case wire.Control(id=control):
+                    self._post(call, wire.encode(wire.Outcome(control, max(call.last_k, 0), "unsupported")))
+                case wire.Open():
+                    raise wire.WireError("a second open")
+                case wire.Close():
+                    await self._finish(call)
+                    return
+                case wire.Error(code, text):
+                    log.warning("call %s: its bridge failed: %s: %s", call.lease.call, code, text)
+                    return
+
+    async def _finish(self, call: _Call) -> None:
+        """The call is over: the word that its end cut short goes out, and a close that says that all is said."""
+        word = call.words.end()
+        if word is not None:
+            self._post(call, wire.encode(_finished(call.last_k, word)))
+        self._post(call, wire.encode(wire.Close(wire.CloseReason.ENDED)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await call.outbox.join()
+
+    def _stepped(self, call: _Call, stepped: Stepped) -> None:
+        """Called on the device thread."""
+        self._loop.call_soon_threadsafe(self._deliver, call, stepped)
+
+    def _deliver(self, call: _Call, stepped: Stepped) -> None:
+        step = stepped.step
+        self._post(call, wire.encode(wire.Audio(step.k, stepped.pcm)))
+        self._post(call, wire.encode(step, call.layout))
+        if call.tokenizer is None:
+            return
+        piece = call.tokenizer.piece(step.text)
+        if piece:
+            sampled = call.tokenizer.piece(step.sampled_text)
+            self._post(call, wire.encode(wire.Text(step.k, "agent", piece=piece, sampled=sampled)))
+        word = call.words.feed(step.k, piece)
+        if word is not None:
+            self._post(call, wire.encode(_finished(step.k, word)))
+
+    def _post(self, call: _Call, data: bytes) -> None:
+        try:
+            call.outbox.put_nowait(data)
+        except asyncio.QueueFull:
+            call.too_slow = True
+            call.connection.transport.abort()
+
+
+async def _send(call: _Call) -> None:
+    while True:
+        await call.connection.send(await call.outbox.get())
+        call.outbox.task_done()
+
+
+def _finished(k: int, word: TimedWord) -> wire.Text:
+    return wire.Text(k, "agent", word=word.text[:256], first_k=word.first_k, last_k=word.last_k)
+
+
+async def _say_error(connection: ServerConnection, code: str, text: str) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        await connection.send(wire.encode(wire.Error(code[:256], text[:1024])))
+        await connection.close()
+
+
+async def _say_goodbye(connection: ServerConnection, reason: wire.CloseReason) -> None:
+    with contextlib.suppress(ConnectionClosed):
+        await connection.send(wire.encode(wire.Close(reason)))
+        await connection.close()
+
+
+def _binary(data: str | bytes) -> bytes:
+    if isinstance(data, str):
+        raise wire.WireError("messages are binary")
+    return data
+
+
+def _own_url(server: Server, host: str) -> str:
+    port = next(iter(server.sockets)).getsockname()[1]
+    return f"ws://{f'[{host}]' if ':' in host else host}:{port}"

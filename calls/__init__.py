@@ -1,0 +1,1 @@
+"""The calls that all roles share: settings, states, events, the wire, leases, what is kept."""

@@ -1,0 +1,154 @@
+"""What can happen in a call: frozen events, and the envelope in which they travel to Postgres.
+
+Events have one producer, the session in the bridge. An envelope's key (call, source, fence, sequence) makes
+delivery at least once and effect exactly once; the sequence counts 1, 2, 3 … within (call, source, fence).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+
+class EndReason(StrEnum):
+    """Why a call ended, as users read it in its row."""
+
+    CALLER_HUNG_UP = "caller_hung_up"
+    CANCELLED = "cancelled"  # the caller gave up while it rang
+    AGENT_HUNG_UP = "agent_hung_up"
+    BUSY = "busy"  # all slots taken (486)
+    NO_WORKER = "no_worker"  # no worker offers the model, or Redis can't be reached (503)
+    OVERLOADED = "overloaded"  # this bridge takes no new calls (503)
+    WORKER_LOST = "worker_lost"
+    MEDIA_LOST = "media_lost"
+    SHUTDOWN = "shutdown"
+    FAILED = "failed"
+
+
+class Speaker(StrEnum):
+    AGENT = "agent"
+    CALLER = "caller"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class CallReceived:
+    """A call reached a bridge. `caller` and `callee` are addresses (SIP URIs), `reference` the Call-ID."""
+
+    protocol: Literal["sip", "webrtc"]
+    direction: Literal["inbound", "outbound"]
+    caller: str
+    callee: str
+    reference: str
+    bridge: str
+    agent: str
+    kind: Literal["received"] = "received"
+
+
+@dataclass(frozen=True)
+class CallLeased:
+    """A slot is ours: model, worker and its epoch."""
+
+    model: str
+    worker: str
+    epoch: str
+    kind: Literal["leased"] = "leased"
+
+
+@dataclass(frozen=True)
+class CallAnswered:
+    """The call's clock starts: frame k begins k * 80 ms after this event's time."""
+
+    codec: str
+    kind: Literal["answered"] = "answered"
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word in its frames, and when it was heard, in seconds since the answer."""
+
+    text: str
+    first_k: int
+    last_k: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True)
+class UtteranceSpoken:
+    """An utterance as far as it goes; kept by (call, speaker, first_k) and rewritten as it grows."""
+
+    speaker: Speaker
+    first_k: int
+    last_k: int
+    words: tuple[Word, ...]
+    final: bool
+    kind: Literal["utterance"] = "utterance"
+
+    @property
+    def text(self) -> str:
+        return " ".join(word.text for word in self.words)
+
+
+@dataclass(frozen=True)
+class CallEnded:
+    """The last event. `sip_status` is the final status sent or received; frames count the call's clock."""
+
+    reason: EndReason
+    side: Literal["local", "remote"]
+    sip_status: int | None
+    detail: str
+    frames: int
+    frames_dropped: int
+    frames_missing: int  # of the agent's: never came, or too late to be heard
+    underruns: int
+    kind: Literal["ended"] = "ended"
+
+
+Event = CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallEnded
+
+
+class Series(NamedTuple):
+    """Whose events count 1, 2, 3 …: a call, its source, and the fence of the lease they happened under."""
+
+    call: str
+    source: str
+    fence: int
+
+
+@dataclass(frozen=True)
+class Envelope:
+    call: str
+    source: str  # the bridge process that speaks for the call
+    fence: int
+    sequence: int
+    at: datetime  # with time zone
+    event: Annotated[Event, Field(discriminator="kind")]
+
+    @property
+    def series(self) -> Series:
+        return Series(self.call, self.source, self.fence)
+
+
+class BadEvent(ValueError):
+    """Bytes that are no envelope of ours."""
+
+
+_ADAPTER: TypeAdapter[Envelope] = TypeAdapter(Envelope)
+
+
+def encode(envelope: Envelope) -> bytes:
+    return _ADAPTER.dump_json(envelope)
+
+
+def decode(data: bytes) -> Envelope:
+    """The envelope in `data`; raises BadEvent."""
+    try:
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadEvent(f"{'.'.join(map(str, first['loc'])) or 'event'}: {first['msg']}") from None

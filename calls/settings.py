@@ -1,0 +1,118 @@
+"""Every role's settings: `TANDEM_…` variables or `tandem.toml`, one class for all of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+PREFIX = "TANDEM_"
+TEST_PREFIX = "TANDEM_TEST_"  # read by the tests alone
+FILE = "tandem.toml"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class SettingsError(ValueError):
+    """One line that names the setting and what is wrong with it."""
+
+
+class Settings(BaseSettings):
+    """Settings of all roles, with their defaults; README's table is made from the descriptions."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, toml_file=FILE)
+
+    # what is kept
+    data_dir: Path = Field(Path("data"), description="folder for embedded servers, models made here, token logs")
+    database_url: SecretStr | None = Field(None, description="PostgreSQL 15+; none starts an embedded one in data_dir")
+    redis_url: SecretStr | None = Field(None, description="Redis 6.2+; none starts an embedded one in data_dir")
+    secret: SecretStr | None = Field(
+        None, description="shared by bridges and workers to sign leases, 32 characters or more; "
+        "none: `serve` makes one in data_dir")
+
+    # the agent
+    model: str = Field("random", min_length=1, description="model of the default agent: `random` (tiny, made at first "
+                       "start), `moshiko`, `moshika`, a folder or a Hugging Face repository")
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights in memory; `auto` keeps the "
+                                                          "checkpoint's on a GPU and takes float32 on a CPU")
+    threads: int = Field(0, ge=0, le=256, description="torch's threads in a step; 0 measures at start")
+    slots: int = Field(4, ge=1, le=512, description="calls of the agent's model that one worker carries")
+    echo_slots: int = Field(4, ge=0, le=512, description="calls of the `echo` model that one worker carries")
+
+    # the worker
+    worker_host: str = Field("127.0.0.1", description="address that the worker listens on")
+    worker_port: Port = Field(8998, description="port that the worker listens on; 0 picks a free one")
+    worker_url: str | None = Field(None, description="how bridges reach this worker; none: from host and port")
+    drain_s: Seconds = Field(30.0, description="how long a role that stops lets its calls go on")
+
+    # leases
+    heartbeat_s: Seconds = Field(1.0, description="between two signs of life of a worker or bridge")
+    expiry_s: Seconds = Field(5.0, description="after which a silent worker or bridge counts as dead")
+    lease_s: Seconds = Field(6.0, description="length of a lease; renewed at a third of it")
+
+    # SIP
+    sip_host: str = Field("127.0.0.1", description="address of SIP and RTP: loopback, or one private address")
+    sip_port: Port = Field(5060, description="SIP port, UDP and TCP")
+    rtp_port: Port = Field(20000, description="first RTP port of the range")
+    sip_recycle_calls: int = Field(2000, ge=1, description="calls after which a SIP process is replaced")
+    retry_after_s: int = Field(10, ge=1, le=3600, description="Retry-After of a call that is turned away")
+
+    # the web role
+    web_host: str = Field("127.0.0.1", description="address of the web role")
+    web_port: Port = Field(8080, description="port of the web role")
+
+    # events on their way to Postgres
+    kept_events: int = Field(20000, ge=100, description="events a bridge keeps unsaved before it takes no new calls")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 32:
+            raise ValueError("must have 32 characters or more")
+        return value
+
+    @field_validator("database_url", "redis_url")
+    @classmethod
+    def _has_scheme(cls, value: SecretStr | None) -> SecretStr | None:
+        schemes = ("postgresql", "postgres", "redis", "rediss", "unix")
+        if value is not None and urlsplit(value.get_secret_value()).scheme.split("+")[0] not in schemes:
+            raise ValueError(f"must be a URL that starts with one of {', '.join(schemes)}")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which workers offer the agent's model and bridges ask for it."""
+        return self.model.rstrip("/").rsplit("/", 1)[-1]
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment and `tandem.toml`; raises SettingsError with one line for what is wrong."""
+    known = set(Settings.model_fields)
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and not name.startswith(TEST_PREFIX) and name[len(PREFIX):].lower() not in known:
+            raise SettingsError(f"{name}: there is no such setting")
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper() if first["loc"] else FILE
+        said = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise SettingsError(f"{name}: {said}") from None
+    except ValueError as error:  # tomllib's own complaint about the file
+        raise SettingsError(f"{FILE}: {error}") from None

@@ -1,0 +1,144 @@
+"""What is kept of calls, as SQLAlchemy tables; `migrations/` makes them, `calls/store.py` alone reads and
+writes them.
+
+A `version` is [fence, sequence] of the event that a row's columns come from: PostgreSQL compares arrays
+element by element, so a late or repeated event is one whose version isn't greater.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    desc,
+)
+from sqlalchemy import (
+    text as sql,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+Version = ARRAY(BigInteger)
+
+
+class Base(DeclarativeBase):
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text, int: BigInteger, float: Double, datetime: DateTime(timezone=True)}
+
+
+class Call(Base):
+    """A call; columns whose event hasn't come yet are null. `received_at` is at first the earliest event's
+    time."""
+
+    __tablename__ = "calls"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str] = mapped_column(Computed(
+        "CASE WHEN ended_at IS NOT NULL THEN 'ended' WHEN answered_at IS NOT NULL THEN 'talking' "
+        "WHEN worker IS NOT NULL THEN 'ready' ELSE 'ringing' END", persisted=True))
+    received_at: Mapped[datetime]
+    received_version: Mapped[list[int] | None] = mapped_column(Version)
+    protocol: Mapped[str | None]
+    direction: Mapped[str | None]
+    caller: Mapped[str | None]
+    callee: Mapped[str | None]
+    reference: Mapped[str | None]
+    bridge: Mapped[str | None]
+    agent: Mapped[str | None]
+    leased_version: Mapped[list[int] | None] = mapped_column(Version)
+    model: Mapped[str | None]
+    worker: Mapped[str | None]
+    epoch: Mapped[str | None]
+    fence: Mapped[int | None]
+    answered_version: Mapped[list[int] | None] = mapped_column(Version)
+    answered_at: Mapped[datetime | None]
+    codec: Mapped[str | None]
+    ended_version: Mapped[list[int] | None] = mapped_column(Version)
+    ended_at: Mapped[datetime | None]
+    end_reason: Mapped[str | None]
+    ended_by: Mapped[str | None]  # local or remote
+    sip_status: Mapped[int | None] = mapped_column(SmallInteger)
+    end_detail: Mapped[str | None]
+    frames: Mapped[int | None]
+    frames_dropped: Mapped[int | None]
+    frames_missing: Mapped[int | None]
+    underruns: Mapped[int | None]
+
+    __table_args__ = (
+        CheckConstraint("sip_status BETWEEN 100 AND 699", name="calls_sip_status"),
+        CheckConstraint("frames >= 0 AND frames_dropped >= 0 AND frames_missing >= 0 AND underruns >= 0",
+                        name="calls_counts"),
+        Index("calls_by_time", desc("received_at"), desc("id")),
+        Index("calls_running", "received_at", postgresql_where=sql("ended_at IS NULL")),
+    )
+
+
+class Utterance(Base):
+    """What one side said without a pause, as far as it goes."""
+
+    __tablename__ = "utterances"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"))
+    speaker: Mapped[str]
+    first_k: Mapped[int]
+    last_k: Mapped[int]
+    start_s: Mapped[float | None]  # null while it has no words
+    end_s: Mapped[float | None]
+    text: Mapped[str]
+    final: Mapped[bool]
+    version: Mapped[list[int]] = mapped_column(Version)
+    tsv: Mapped[str] = mapped_column(TSVECTOR, Computed("to_tsvector('simple', text)", persisted=True))
+
+    __table_args__ = (
+        UniqueConstraint("call_id", "speaker", "first_k", name="utterances_key"),
+        CheckConstraint("first_k >= 0 AND last_k >= first_k", name="utterances_frames"),
+        Index("utterances_search", "tsv", postgresql_using="gin"),
+    )
+
+
+class Word(Base):
+    """A word of an utterance, by its place in it; seconds count from the answer."""
+
+    __tablename__ = "words"
+
+    utterance_id: Mapped[int] = mapped_column(
+        ForeignKey("utterances.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True)
+    text: Mapped[str]
+    first_k: Mapped[int]
+    last_k: Mapped[int]
+    start_s: Mapped[float]
+    end_s: Mapped[float]
+
+    __table_args__ = (CheckConstraint("position >= 0", name="words_position"),)
+
+
+class EventWatermark(Base):
+    """Which events of a series are here: 1 to `sequence`, and those `ahead` of a gap."""
+
+    __tablename__ = "event_watermarks"
+
+    call_id: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int]
+    ahead: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
+
+    __table_args__ = (
+        ForeignKeyConstraint(["call_id"], ["calls.id"], ondelete="CASCADE"),
+        CheckConstraint("sequence >= 0", name="event_watermarks_sequence"),
+    )

@@ -1,0 +1,1 @@
+"""Sound, from any bridge to any worker."""

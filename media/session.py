@@ -1,0 +1,406 @@
+"""One call, whatever carries it: bridge <-> 80 ms frames <-> worker, its lease, its events, its token log.
+
+    transport's clock  ──received──▶ Crossing ──frames──▶ _pump ──▶ WorkerLink ──▶ worker
+    (20 ms ticks)      ◀──wanted───  Playout  ◀─────────  _listen ◀─ WorkerLink ◀─┘
+
+A transport makes a Session when a call comes in, and then, in one task:
+
+    await session.prepare()            lease and worker, while it rings; raises a Refusal
+    crossing = session.answered(codec) the call's clock begins with the transport's next tick
+    await session.over()               until the other side hung up, or we end and all that was said is heard
+    await session.close(sip_status)    always, on every path: emits the one CallEnded, frees the slot
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
+from calls import wire
+from calls.events import (
+    CallAnswered,
+    CallEnded,
+    CallLeased,
+    CallReceived,
+    EndReason,
+    Envelope,
+    Event,
+    UtteranceSpoken,
+)
+from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnavailable
+from calls.state import IllegalTransition, Signal, State, advance
+from media.audio import CHUNK_S
+from media.crossing import Crossing
+from media.token_log import TokenLog, token_log_path
+from media.utterances import Utterances
+from media.worker_link import WorkerLink, WorkerLost
+
+log = logging.getLogger(__name__)
+
+CONNECT_ATTEMPTS = 2  # leases tried when a worker turns out to be gone
+DRAIN_S = 2.0  # at an end from our side: for the agent's last words to be heard
+LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
+LAST_WORDS_S = 1.0  # for the worker's last word at any end
+RETRY_RENEWAL_S = 0.5  # while Redis is away
+ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
+
+Side = Literal["local", "remote"]
+
+
+class Overloaded(Refusal):
+    """This bridge takes no new calls."""
+
+    reason: ClassVar[EndReason] = EndReason.OVERLOADED
+
+
+class Leases(Protocol):
+    """What a session needs of calls.routing.Router."""
+
+    async def acquire(self, call: str, model: str, *, fence_above: int = 0) -> Lease: ...
+    async def renew(self, lease: Lease) -> Lease: ...
+    async def release(self, lease: Lease) -> None: ...
+    def token(self, lease: Lease) -> str: ...
+
+
+class Events(Protocol):
+    """What a session needs of calls.live.EventWriter."""
+
+    @property
+    def full(self) -> bool: ...
+    def emit(self, call: str, fence: int, event: Event, at: datetime | None = None) -> Envelope: ...
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    lease_s: float
+    data_dir: Path  # the token log goes into its folder `calls`
+    kept_steps: int = 3000  # of the token log: the length of the longest context
+
+
+@dataclass(frozen=True)
+class _Why:
+    reason: EndReason
+    side: Side
+    detail: str
+
+
+class Session:
+    """One call from its first ring to its row. All methods are called on the loop."""
+
+    def __init__(
+        self, call: str, received: CallReceived, model: str, *, leases: Leases, events: Events,
+        settings: SessionSettings,
+    ) -> None:
+        """A call has come in: says so as its first event."""
+        self.call = call
+        self.model = model
+        self.state = State.RINGING
+        self._leases = leases
+        self._events = events
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._over = asyncio.Event()
+        self._why: _Why | None = None
+        self._ended_at: datetime | None = None
+        self._lease: Lease | None = None
+        self._fence = 0  # of our events: the lease's, once a worker is ready
+        self._link: WorkerLink | None = None
+        self._worker_lost = False
+        self._listener: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []  # what runs beside the listener
+        self._crossing: Crossing | None = None
+        self._codec = ""
+        self._answered_at: datetime | None = None
+        self._frames_waiting = asyncio.Event()
+        self._last_sent_k = self._last_back_k = -1
+        self._utterances: Utterances | None = None
+        self._token_log: TokenLog | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._emit(received)
+
+    # what the transport calls
+
+    async def prepare(self) -> bool:
+        """Get a slot and its worker; False when the call has ended meanwhile. A Refusal ends it too."""
+        if self._events.full:
+            self.refuse(Overloaded("too many events wait to be saved"))
+            raise Overloaded("too many events wait to be saved")
+        self._preparing = asyncio.create_task(self._get_worker())
+        gone = asyncio.create_task(self._over.wait())
+        try:
+            await asyncio.wait((self._preparing, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if self.state is State.ENDED:
+            return False
+        try:
+            await self._preparing
+        except Refusal as refusal:
+            self.refuse(refusal)
+            raise
+        return True
+
+    def refuse(self, refusal: Refusal) -> None:
+        """The call isn't taken, for this reason."""
+        self._signal(Signal.REFUSED, _Why(refusal.reason, "local", str(refusal)))
+
+    def answered(self, codec: str) -> Crossing:
+        """The caller is answered: what the transport's clock thread talks to from now on."""
+        assert self._link is not None
+        self.state = advance(self.state, Signal.ANSWERED)
+        self._codec = codec
+        self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at)
+        self._beside.append(self._spawn(self._pump(self._crossing, self._link)))
+        return self._crossing
+
+    def hung_up(self, reason: EndReason = EndReason.CALLER_HUNG_UP, detail: str = "") -> None:
+        """The other side has ended the call, or has cancelled it."""
+        self._signal(Signal.HANGUP, _Why(reason, "remote", detail))
+
+    def end(self, reason: EndReason, detail: str = "") -> None:
+        """This side ends the call; `over` returns when what the agent has said has been heard."""
+        if self.state in (State.DRAINING, State.ENDED):
+            return
+        self._signal(Signal.END, _Why(reason, "local", detail))
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state is State.ENDED
+
+    async def over(self) -> None:
+        """Returns when the call has ended and the transport may hang up, if the other side hasn't."""
+        await self._over.wait()
+
+    async def close(self, sip_status: int | None = None) -> None:
+        """Free what the call holds and emit CallEnded, once; `sip_status` is the final one of either side."""
+        if self._closing is None:
+            if self.state is not State.ENDED:
+                self._why = self._why or _Why(EndReason.FAILED, "local", "the bridge gave the call up")
+                self._enter(State.ENDED)
+            self._closing = asyncio.create_task(self._close(sip_status))
+        await asyncio.shield(self._closing)
+
+    # getting ready
+
+    async def _get_worker(self) -> None:
+        fence = 0
+        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+            lease = self._lease = await self._leases.acquire(self.call, self.model, fence_above=fence)
+            fence = lease.fence
+            if self.state is State.ENDED:
+                return
+            try:
+                link = await WorkerLink.open(lease.url, self.call, self._leases.token(lease))
+            except WorkerLost as lost:
+                log.warning("call %s: worker %s: %s: %s", self.call, lease.worker, lost.code, lost)
+                if attempt < CONNECT_ATTEMPTS:
+                    continue
+                if lost.code == "busy":
+                    raise Busy(f"worker {lease.worker}: {lost}") from None
+                raise NoWorker(f"worker {lease.worker}: {lost}") from None
+            self._take_link(lease, link)
+            return
+
+    def _take_link(self, lease: Lease, link: WorkerLink) -> None:
+        self._link = link
+        if self.state is State.ENDED:
+            return
+        self.state = advance(self.state, Signal.WORKER_READY)
+        self._fence = lease.fence
+        self._utterances = Utterances(link.ready.largest_delay)
+        self._token_log = TokenLog(link.ready.layout, self._settings.kept_steps)
+        self._listener = self._spawn(self._listen(link))
+        self._beside.append(self._spawn(self._keep_lease(lease)))
+        self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
+
+    async def _keep_lease(self, lease: Lease) -> None:
+        """Renew at a third of the lease's length. Redis may be away as long as the lease is valid."""
+        lease_s = self._settings.lease_s
+        valid_until = self._loop.time() + lease_s
+        pause_s = lease_s / 3
+        while True:
+            await asyncio.sleep(pause_s)
+            asked_at = self._loop.time()
+            try:
+                lease = self._lease = await self._leases.renew(lease)
+            except LeaseLost as lost:
+                self.end(EndReason.FAILED, f"lease lost: {lost}")
+                return
+            except RoutingUnavailable as away:
+                if pause_s != RETRY_RENEWAL_S:
+                    log.warning("call %s: the lease can't be renewed now: %s", self.call, away)
+                pause_s = RETRY_RENEWAL_S
+                if self._loop.time() >= valid_until:
+                    self.end(EndReason.FAILED, f"lease ran out: {away}")
+                    return
+            else:
+                valid_until = asked_at + lease_s
+                pause_s = lease_s / 3
+
+    # while it talks
+
+    async def _pump(self, crossing: Crossing, link: WorkerLink) -> None:
+        """The caller's frames to the worker; with each, what has been heard by now becomes events."""
+        while True:
+            await self._frames_waiting.wait()
+            self._frames_waiting.clear()
+            self._say_answered(crossing)
+            for frame in crossing.take():
+                if self.state is State.TALKING:
+                    link.send_frame(frame.k, frame.pcm)
+                    self._last_sent_k = frame.k
+                    await asyncio.sleep(0)  # lets the link take it, so that the next one doesn't replace it
+            self._note_heard(crossing)
+
+    def _say_answered(self, crossing: Crossing) -> None:
+        if self._answered_at is None and crossing.began is not None:
+            self._answered_at = datetime.fromtimestamp(crossing.began.unix_s, UTC)
+            self._emit(CallAnswered(self._codec), self._answered_at)
+
+    def _note_heard(self, crossing: Crossing) -> None:
+        assert self._utterances is not None
+        assert self._token_log is not None
+        heard = crossing.take_heard()
+        if heard:
+            self._token_log.heard(heard[-1].k)
+        self._emit_all(self._utterances.advance(heard, crossing.ticks * CHUNK_S))
+
+    async def _listen(self, link: WorkerLink) -> None:
+        """The worker's frames to the playout, its steps to the token log, its words to the utterances."""
+        assert self._utterances is not None
+        assert self._token_log is not None
+        try:
+            async for message in link.messages():
+                match message:
+                    case wire.Audio(k, pcm):
+                        self._last_back_k = max(k, self._last_back_k)
+                        if self._crossing is not None:
+                            self._crossing.push(k, pcm)
+                    case wire.Step():
+                        self._token_log.add(message)
+                    case wire.Text():
+                        self._emit_all(self._utterances.take(message))
+                    case wire.Outcome():
+                        pass  # nobody controls the agent yet
+        except WorkerLost as lost:
+            self._worker_lost = True
+            log.warning("call %s: lost its worker: %s: %s", self.call, lost.code, lost)
+            if self.state is not State.ENDED:
+                why = _Why(EndReason.WORKER_LOST, "local", f"{lost.code}: {lost}")
+                self._signal(Signal.WORKER_LOST, why)
+
+    # its end
+
+    def _signal(self, signal: Signal, why: _Why | None = None) -> None:
+        """Take a signal that leads towards the end, where it has a meaning; the first reason stays."""
+        try:
+            state = advance(self.state, signal)
+        except IllegalTransition:
+            return
+        self._why = self._why or why
+        self._enter(state)
+
+    def _enter(self, state: State) -> None:
+        before, self.state = self.state, state
+        if state is State.ENDED:
+            self._ended_at = datetime.now(UTC)
+            self._over.set()
+        elif state is State.DRAINING and before is State.TALKING:
+            self._beside.append(self._spawn(self._drain()))
+
+    async def _drain(self) -> None:
+        """Play what the agent has said, at most DRAIN_S long."""
+        crossing = self._crossing
+        assert crossing is not None
+        ends_at = self._loop.time() + DRAIN_S
+        await _wait_until(lambda: self._worker_lost or self._last_back_k >= self._last_sent_k, LAST_FRAMES_S)
+        crossing.finish()
+        await _wait_until(lambda: crossing.drained, ends_at - self._loop.time())
+        self._signal(Signal.DRAINED)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._check)
+        return task
+
+    def _check(self, task: asyncio.Task[None]) -> None:
+        """A task's edge: a fault of ours ends this call, not the others."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("call %s failed", self.call, exc_info=error)
+            self.end(EndReason.FAILED, f"{type(error).__name__}: {error}")
+
+    async def _close(self, sip_status: int | None) -> None:
+        crossing = self._crossing
+        if crossing is not None:
+            crossing.finish()
+        await self._leave_worker()
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
+        if crossing is not None:
+            self._say_answered(crossing)
+            self._note_heard(crossing)
+            crossing.close()
+        if self._utterances is not None:
+            self._emit_all(self._utterances.finish())
+        self._emit(self._ended(sip_status), self._ended_at)
+        if self._lease is not None:
+            with contextlib.suppress(RoutingUnavailable):  # then it runs out
+                await self._leases.release(self._lease)
+        await self._write_token_log()
+
+    async def _leave_worker(self) -> None:
+        if self._preparing is not None:
+            await asyncio.gather(self._preparing, return_exceptions=True)
+        if self._link is None:
+            return
+        if self._listener is not None and not self._worker_lost:
+            await self._link.finish()
+            await asyncio.wait((self._listener,), timeout=LAST_WORDS_S)
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        await self._link.close()
+
+    def _ended(self, sip_status: int | None) -> CallEnded:
+        assert self._why is not None
+        crossing, link = self._crossing, self._link
+        if crossing is None:
+            return CallEnded(self._why.reason, self._why.side, sip_status, self._why.detail, 0, 0, 0, 0)
+        owed = max(0, self._last_sent_k - self._last_back_k - ON_THEIR_WAY)
+        counts = crossing.counts
+        return CallEnded(
+            self._why.reason, self._why.side, sip_status, self._why.detail, frames=crossing.frames_made,
+            frames_dropped=crossing.dropped + (link.frames_dropped if link else 0),
+            frames_missing=counts.missing + owed, underruns=counts.underruns)
+
+    async def _write_token_log(self) -> None:
+        if self._token_log is None or self._answered_at is None or not len(self._token_log):
+            return
+        path = token_log_path(self._settings.data_dir, self.call)
+        try:
+            await asyncio.to_thread(self._token_log.write, path, self.call, self.model,
+                                    self._answered_at.isoformat())
+        except OSError as error:
+            log.error("call %s: its token log can't be written: %s", self.call, error)
+
+    def _emit(self, event: Event, at: datetime | None = None) -> None:
+        self._events.emit(self.call, self._fence, event, at)
+
+    def _emit_all(self, spoken: list[UtteranceSpoken]) -> None:
+        for utterance in spoken:
+            self._emit(utterance)
+
+
+async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:
+    """Returns when `condition` holds, looked at every 20 ms, or after `timeout_s`."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    while not condition() and loop.time() < deadline:  # noqa: ASYNC110 - it changes on the clock's thread
+        await asyncio.sleep(CHUNK_S)

@@ -1,0 +1,1 @@
+"""The SIP bridge: telephone calls to sessions, with pjsua2."""

@@ -1,0 +1,87 @@
+"""The single roles: each runs until SIGTERM or Ctrl-C, drains and returns."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import uvicorn
+from redis.asyncio import Redis
+
+from admin.app import create_app
+from agent.models import load_models
+from agent.worker import Worker
+from calls import persist
+from calls.connect import open_redis
+from calls.settings import PREFIX, Settings, SettingsError
+from sip import pool
+
+
+def worker(settings: Settings) -> None:
+    models = load_models(settings)
+
+    async def run() -> None:
+        async with _redis(settings) as redis:
+            role = Worker(settings, models, redis, secret(settings).encode())
+            _on_signal(role.stop)
+            await role.run()
+
+    redis_url(settings), secret(settings)  # say what is missing before the model is loaded for minutes
+    asyncio.run(run())
+
+
+def sip(settings: Settings) -> None:
+    redis_url(settings), secret(settings)
+    pool.run(settings)
+
+
+def web(settings: Settings) -> None:
+    async def run() -> None:
+        app = create_app(_redis(settings))
+        server = uvicorn.Server(uvicorn.Config(
+            app, host=settings.web_host, port=settings.web_port, log_config=None, access_log=False,
+            server_header=False, timeout_graceful_shutdown=5))
+        await server.serve()
+
+    redis_url(settings)
+    asyncio.run(run())
+
+
+def persister(settings: Settings) -> None:
+    async def run() -> None:
+        stop = asyncio.Event()
+        _on_signal(stop.set)
+        await persist.run(settings, stop)
+
+    redis_url(settings), database_url(settings)
+    asyncio.run(run())
+
+
+def redis_url(settings: Settings) -> str:
+    return _needed(settings, "redis_url")
+
+
+def database_url(settings: Settings) -> str:
+    return _needed(settings, "database_url")
+
+
+def secret(settings: Settings) -> str:
+    return _needed(settings, "secret")
+
+
+def _needed(settings: Settings, name: str) -> str:
+    value = getattr(settings, name)
+    if value is None:
+        raise SettingsError(f"{PREFIX}{name.upper()}: this role needs it (only `tandem serve` brings its own)")
+    return str(value.get_secret_value())
+
+
+def _redis(settings: Settings) -> Redis:
+    return open_redis(redis_url(settings))
+
+
+def _on_signal(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)

@@ -1,0 +1,112 @@
+"""`tandem serve`: everything on this machine, embedded Postgres and Redis where no URL is set."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+from pathlib import Path
+
+from redis.asyncio import Redis
+from rich.console import Console
+
+from agent.models import ensure_model
+from calls.connect import open_redis
+from calls.routing import Health, RoutingUnavailable, health
+from calls.settings import PREFIX, Settings
+from calls.store import upgrade
+from tandem.embedded import embedded_postgres, embedded_redis
+from tandem.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+ROLES = ("sip", "worker", "persist", "web")  # in the order in which they end: first those who bring calls
+READY_TIMEOUT_S = 180.0
+LONGER_THAN_DRAIN_S = 10.0  # a role that drains gets so much more before it is killed
+
+
+def serve(settings: Settings) -> None:
+    """Run all roles until Ctrl-C or SIGTERM; then end them in order."""
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ensure_model(settings)
+    with contextlib.ExitStack() as servers:
+        environment = {PREFIX + "SECRET": shared_secret(settings)}
+        redis_url = settings.redis_url.get_secret_value() if settings.redis_url else servers.enter_context(
+            embedded_redis(settings.data_dir))
+        database_url = settings.database_url.get_secret_value() if settings.database_url else servers.enter_context(
+            embedded_postgres(settings.data_dir))
+        environment |= {PREFIX + "REDIS_URL": redis_url, PREFIX + "DATABASE_URL": database_url}
+        upgrade(database_url)
+        asyncio.run(_run(settings, redis_url, environment))
+
+
+def shared_secret(settings: Settings) -> str:
+    """The secret that signs leases: the configured one, or this folder's own, made at the first start."""
+    if settings.secret is not None:
+        return settings.secret.get_secret_value()
+    path = settings.data_dir / "secret"
+    with contextlib.suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(handle, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    return path.read_text()
+
+
+async def _run(settings: Settings, redis_url: str, environment: dict[str, str]) -> None:
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def interrupted() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    supervisor = Supervisor(ROLES, environment)
+    await supervisor.start()
+    try:
+        async with open_redis(redis_url) as redis:
+            await _announce(settings, redis, stop)
+        await stop.wait()
+    finally:
+        Console(stderr=True).print("ending: running calls first; Ctrl-C once more cuts them short", style="dim")
+        await supervisor.stop(settings.drain_s + LONGER_THAN_DRAIN_S, hurry)
+
+
+async def _announce(settings: Settings, redis: Redis, stop: asyncio.Event) -> None:
+    """Say where Tandem can be reached, once it can be."""
+    deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
+    while not stop.is_set():
+        with contextlib.suppress(RoutingUnavailable):
+            if _complete(await health(redis)):
+                Console().print(welcome(settings), highlight=False)
+                return
+        if asyncio.get_running_loop().time() > deadline:
+            log.error("not ready after %g s; the lines above say why", READY_TIMEOUT_S)
+            return
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.2)
+
+
+def _complete(found: Health) -> bool:
+    return bool(found.bridges) and any(slots for worker in found.workers for slots, _ in worker.models.values())
+
+
+def welcome(settings: Settings) -> str:
+    """What a user reads when all is ready."""
+    sip = f"{settings.sip_host}:{settings.sip_port}" if settings.sip_port != 5060 else settings.sip_host
+    here = Path.cwd() / settings.data_dir
+    return f"""
+[bold]Tandem is ready.[/bold]
+  the agent   sip:agent@{sip}   model {settings.model_name}, {settings.slots} calls at a time
+  an echo     sip:echo@{sip}    gives your own voice back
+  health      http://{settings.web_host}:{settings.web_port}/healthz
+  kept in     {here}
+
+  Phone it with any SIP phone on this machine, or with ours:
+  [bold]tandem phone sip:agent@{sip} --play hello.wav --record answer.wav[/bold]
+  then read what was said: [bold]tandem call list[/bold]
+  Ctrl-C ends everything in order.
+"""

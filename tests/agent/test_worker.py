@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from redis.asyncio import Redis
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from agent.engine import EchoEngine, StepInputs, StepOutputs
+from agent.worker import Served, Worker
+from calls import wire
+from calls.routing import Lease, health, sign_lease
+from calls.settings import Settings
+
+SECRET = b"a secret of the tests, 32 bytes long"
+FRAME = 1920
+SLOTS = 2
+
+Start = Callable[..., Awaitable[Worker]]
+
+
+class FailingEngine(EchoEngine):
+    """Fails at its third step, as a device that is lost does."""
+
+    steps = 0
+
+    def step(self, inputs: StepInputs) -> StepOutputs:
+        self.steps += 1
+        if self.steps == 3:
+            raise RuntimeError("the device is gone")
+        return super().step(inputs)
+
+
+@pytest.fixture
+async def start(redis: Redis) -> AsyncIterator[Start]:
+    """Starts workers that are stopped at the test's end."""
+    running: list[tuple[Worker, asyncio.Task[None]]] = []
+
+    async def one(engine: EchoEngine | None = None, drain_s: float = 0.2) -> Worker:
+        settings = Settings(worker_port=0, drain_s=drain_s, heartbeat_s=0.05)
+        worker = Worker(settings, {"echo": Served(engine or EchoEngine(slots=SLOTS), None)}, redis, SECRET)
+        running.append((worker, asyncio.create_task(worker.run())))
+        async with asyncio.timeout(5):
+            while not (await health(redis)).workers:
+                await asyncio.sleep(0.01)
+        return worker
+
+    yield one
+    for worker, task in running:
+        worker.stop()
+        await asyncio.wait([task], timeout=10)
+        assert task.done(), "the worker didn't stop"
+        task.exception()
+
+
+def _token(of: Worker, call: str, fence: int, *, secret: bytes = SECRET, **changed: object) -> str:
+    beat = of.heartbeat()
+    lease = Lease(**{"call": call, "model": "echo", "worker": beat.worker, "epoch": beat.epoch, "url": beat.url,
+                     "fence": fence, "expires": time.time() + 5.0} | changed)
+    return sign_lease(lease, secret)
+
+
+@asynccontextmanager
+async def _opened(worker: Worker, call: str = "call", fence: int = 1, token: str | None = None,
+                  **fields: object) -> AsyncIterator[tuple[ClientConnection, wire.FromWorker | None]]:
+    async with connect(worker.heartbeat().url + wire.PATH, compression=None, proxy=None) as connection:
+        await connection.send(wire.encode(wire.Open(call, token or _token(worker, call, fence), **fields)))
+        yield connection, await _next(connection)
+
+
+async def _next(connection: ClientConnection, layout: wire.StepLayout | None = None) -> wire.FromWorker | None:
+    async with asyncio.timeout(5):
+        data = await connection.recv()
+    assert isinstance(data, bytes)
+    return wire.decode_from_worker(data, layout)
+
+
+def _pcm(k: int) -> bytes:
+    return np.random.default_rng(k).integers(-20000, 20000, FRAME).astype("<i2").tobytes()
+
+
+async def test_the_echo_gives_back_each_frame_one_frame_later_with_its_step(start: Start) -> None:
+    async with _opened(await start()) as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+        assert (ready.sample_rate, ready.frame_samples, ready.model) == (24000, FRAME, "echo")
+        heard = []
+        for k in range(5):
+            await connection.send(wire.encode(wire.Audio(k, _pcm(k))))
+            audio = await _next(connection)
+            step = await _next(connection, ready.layout)
+            assert isinstance(audio, wire.Audio)
+            assert isinstance(step, wire.Step)
+            assert audio.k == step.k == k
+            heard.append(audio.pcm)
+        assert heard == [bytes(2 * FRAME), *map(_pcm, range(4))]
+
+
+async def test_a_fresh_call_hears_nothing_of_the_one_before_it_on_its_slot(start: Start) -> None:
+    worker = await start()
+    for call in ("first", "second"):
+        async with _opened(worker, call) as (connection, ready):
+            assert isinstance(ready, wire.Ready)
+            assert ready.slot == 0
+            await connection.send(wire.encode(wire.Audio(0, _pcm(7))))
+            assert await _next(connection) == wire.Audio(0, bytes(2 * FRAME))
+        async with asyncio.timeout(5):
+            while worker.heartbeat().models["echo"][1]:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_call_after_the_last_slot_is_told_that_all_are_taken(start: Start) -> None:
+    worker = await start()
+    async with _opened(worker, "one"), _opened(worker, "two"), _opened(worker, "three") as (_, answer):
+        assert isinstance(answer, wire.Error)
+        assert answer.code == "busy"
+        assert worker.heartbeat().models["echo"] == (SLOTS, 2)
+
+
+async def test_a_slot_is_free_again_when_its_bridge_is_cut_off(start: Start) -> None:
+    worker = await start()
+    async with _opened(worker, "one") as (connection, _):
+        connection.transport.abort()
+        async with asyncio.timeout(5):
+            while worker.heartbeat().models["echo"][1]:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(("changed", "code"), [
+    ({"secret": b"somebody else's secret, 32 bytes"}, "bad_token"),
+    ({"expires": 1.0}, "bad_token"),
+    ({"call": "another"}, "bad_token"),
+    ({"epoch": "an earlier life"}, "wrong_worker"),
+    ({"worker": "another"}, "wrong_worker"),
+    ({"model": "unheard of"}, "unknown_model"),
+])
+async def test_a_lease_that_doesnt_fit_is_refused(start: Start, changed: dict[str, object], code: str) -> None:
+    worker = await start()
+    fields = {"call": "call", "fence": 1} | changed
+    async with _opened(worker, "call", token=_token(worker, **fields)) as (connection, answer):  # type: ignore[arg-type]
+        assert isinstance(answer, wire.Error)
+        assert answer.code == code
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
+
+
+async def test_a_token_serves_for_one_connection_and_a_higher_fence_takes_the_call_over(start: Start) -> None:
+    worker = await start()
+    async with _opened(worker, fence=2) as (old, _):
+        for fence in (1, 2):
+            async with _opened(worker, fence=fence) as (_, answer):
+                assert isinstance(answer, wire.Error)
+                assert answer.code == "stale_fence"
+        async with _opened(worker, fence=3) as (_, answer):
+            assert isinstance(answer, wire.Ready)
+            assert await _next(old) == wire.Close(wire.CloseReason.LEASE_LOST)
+            with pytest.raises(ConnectionClosed):
+                await old.recv()
+
+
+@pytest.mark.parametrize("message", [
+    wire.encode(wire.Audio(0, b"\0\0")), b"\x01", b"\x03{}", wire.encode(wire.Open("again", "")),
+    "text", wire.encode(wire.Audio(3, bytes(2 * FRAME))) * 2,
+])
+async def test_what_breaks_the_protocol_ends_the_connection_with_one_error(start: Start, message: bytes | str) -> None:
+    async with _opened(await start()) as (connection, _):
+        await connection.send(message)
+        answer = await _next(connection)
+        assert isinstance(answer, wire.Error)
+        assert answer.code == "protocol"
+        with pytest.raises(ConnectionClosed):
+            await connection.recv()
+
+
+async def test_a_frame_number_that_doesnt_grow_ends_the_connection(start: Start) -> None:
+    async with _opened(await start()) as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+        await connection.send(wire.encode(wire.Audio(5, _pcm(0))))
+        assert isinstance(await _next(connection), wire.Audio)
+        assert isinstance(await _next(connection, ready.layout), wire.Step)
+        await connection.send(wire.encode(wire.Audio(5, _pcm(0))))
+        answer = await _next(connection)
+        assert isinstance(answer, wire.Error)
+        assert "k must grow" in answer.text
+
+
+async def test_unknown_kinds_are_ignored_pings_answered_controls_told_to_be_unsupported(start: Start) -> None:
+    async with _opened(await start()) as (connection, _):
+        for message in (b"\xc8whatever", wire.encode(wire.Ping(77)), wire.encode(wire.Control("c1", "speak"))):
+            await connection.send(message)
+        assert await _next(connection) == wire.Ping(77)
+        assert await _next(connection) == wire.Outcome("c1", 0, "unsupported")
+
+
+async def test_a_close_is_answered_with_a_close(start: Start) -> None:
+    async with _opened(await start()) as (connection, _):
+        await connection.send(wire.encode(wire.Close(wire.CloseReason.ENDED)))
+        assert await _next(connection) == wire.Close(wire.CloseReason.ENDED)
+
+
+async def test_only_the_calls_path_is_served(start: Start) -> None:
+    worker = await start()
+    with pytest.raises(InvalidStatus) as caught:
+        async with connect(worker.heartbeat().url + "/other", proxy=None):
+            pass
+    assert caught.value.response.status_code == 404
+
+
+async def test_a_draining_worker_turns_new_calls_away_and_lets_running_ones_end(start: Start) -> None:
+    worker = await start(drain_s=5.0)
+    async with _opened(worker, "old") as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+        worker.stop()
+        async with asyncio.timeout(5):
+            while not worker.heartbeat().draining:
+                await asyncio.sleep(0.01)
+        async with _opened(worker, "new") as (_, answer):
+            assert isinstance(answer, wire.Error)
+            assert answer.code == "draining"
+        await connection.send(wire.encode(wire.Audio(0, _pcm(0))))
+        assert isinstance(await _next(connection), wire.Audio)
+
+
+async def test_a_call_that_outlasts_the_drain_is_closed(start: Start) -> None:
+    worker = await start(drain_s=0.1)
+    async with _opened(worker, "old") as (connection, _):
+        worker.stop()
+        assert await _next(connection) == wire.Close(wire.CloseReason.DRAINING)
+
+
+async def test_an_engine_that_fails_ends_its_calls_and_the_worker_with_its_error(redis: Redis) -> None:
+    settings = Settings(worker_port=0, heartbeat_s=0.05)
+    worker = Worker(settings, {"echo": Served(FailingEngine(slots=SLOTS), None)}, redis, SECRET)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(5):
+        while not worker.url:
+            await asyncio.sleep(0.01)
+    async with _opened(worker) as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+        for k in range(3):
+            await connection.send(wire.encode(wire.Audio(k, _pcm(k))))
+            if k < 2:
+                await _next(connection)
+                await _next(connection, ready.layout)
+        assert await _next(connection) == wire.Close(wire.CloseReason.FAILED)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        await asyncio.wait_for(running, 5)

@@ -1,0 +1,88 @@
+"""Real phones for tests: baresip, and sipp with the scenarios in tests/sip/scenarios."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from pathlib import Path
+
+from media.audio import Samples, read_audio
+
+SCENARIOS = Path(__file__).parent / "sip" / "scenarios"
+_BARESIP = """
+module_path {modules}
+sip_listen 127.0.0.1:0
+net_interface 127.0.0.1
+audio_source aufile,{folder}/in.wav
+audio_player aubridge,none
+audio_alert aubridge,alert
+audio_srate 8000
+audio_channels 1
+module g711.so
+module aubridge.so
+module aufile.so
+module sndfile.so
+module_app account.so
+module_app menu.so
+snd_path {folder}
+"""
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free for UDP and TCP just now."""
+    for _ in range(50):
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            try:
+                udp.bind(tcp.getsockname())
+            except OSError:
+                continue
+            return int(tcp.getsockname()[1])
+    raise AssertionError("no port is free")
+
+
+def speech(path: Path, text: str, seconds: float) -> Path:
+    """A WAV of spoken text at 22050 Hz, silence after it up to `seconds`."""
+    subprocess.run(["espeak-ng", "-w", str(path.with_suffix(".raw.wav")), text], check=True)
+    subprocess.run(["sox", str(path.with_suffix(".raw.wav")), str(path), "pad", "0", str(seconds), "trim", "0",
+                    str(seconds)], check=True)
+    return path
+
+
+async def baresip(uri: str, play: Path, folder: Path, seconds: float) -> tuple[Samples, Samples]:
+    """Phone `uri` with baresip over G.711; returns what it sent and what it received, both from the answer on.
+
+    It plays `play` (which must last longer than the call) and hangs up after `seconds`.
+    """
+    folder.mkdir(exist_ok=True)
+    modules = next(Path("/usr/lib").glob("**/baresip/modules"))
+    subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", str(folder / "in.wav")], check=True)
+    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder))
+    (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;audio_codecs=PCMU/8000/1\n")
+    (folder / "contacts").write_text("")
+    process = await asyncio.create_subprocess_exec(
+        "baresip", "-f", str(folder), "-e", f"/dial {uri}", "-t", str(round(seconds)),
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    output, _ = await asyncio.wait_for(process.communicate(), seconds + 15)
+    [sent], [received] = list(folder.glob("dump-*-enc.wav")), list(folder.glob("dump-*-dec.wav"))
+    assert b"Call established" in output, output.decode()
+    return read_audio(sent), read_audio(received)
+
+
+async def sipp(scenario: str, port: int, user: str, folder: Path, *options: str, timeout_s: float = 20) -> str:
+    """Run a scenario once; returns its messages. Fails with its errors when it didn't go as written."""
+    messages, errors = folder / f"{scenario}.messages", folder / f"{scenario}.errors"
+    process = await asyncio.create_subprocess_exec(
+        "sipp", f"127.0.0.1:{port}", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-s", user, "-m", "1", "-i",
+        "127.0.0.1", "-p", str(free_port()), "-nostdin", "-trace_msg", "-message_file", str(messages), "-trace_err",
+        "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        code = await asyncio.wait_for(process.wait(), timeout_s)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    said = errors.read_text() if errors.exists() else ""
+    assert code == 0, f"sipp ended with {code}: {said}"
+    return messages.read_text() if messages.exists() else ""

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psycopg
+import pytest
+from redis.asyncio import Redis
+
+from calls import persist
+from calls.connect import open_redis
+from calls.events import CallAnswered, CallEnded, CallReceived, EndReason, Speaker, UtteranceSpoken, Word
+from calls.live import PARTITIONS, EventReader, EventWriter, dead_key, partition_of, stream_key
+from calls.settings import Settings, SettingsError, load_settings
+from calls.store import DatabaseAway, Store, upgrade
+from tandem.embedded import embedded_postgres, embedded_redis
+
+RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here", "ref", "bridge 1", "agent")
+ENDED = CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 500, 0, 0, 0)
+
+
+@asynccontextmanager
+async def writing(redis: Redis, source: str = "bridge") -> AsyncIterator[EventWriter]:
+    writer = EventWriter(redis, source, kept_events=10_000, poll_s=0.01)
+    task = asyncio.create_task(writer.run())
+    try:
+        yield writer
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@asynccontextmanager
+async def persisting(settings: Settings) -> AsyncIterator[None]:
+    stop = asyncio.Event()
+    task = asyncio.create_task(persist.run(settings, stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await task
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    async def asked() -> bool:
+        return condition()
+
+    await until_asked(asked, what)
+
+
+async def until_asked(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    try:
+        async with asyncio.timeout(45):
+            while not await condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail(f"never: {what}")
+
+
+def said(n: int, final: bool = True) -> UtteranceSpoken:
+    word = Word(f"word{n}", n, n + 1, 0.08 * n, 0.08 * (n + 2))
+    return UtteranceSpoken(Speaker.AGENT, n, n + 1, (word,), final)
+
+
+@pytest.fixture
+def both(redis_url: str, database_url: str) -> Settings:
+    return load_settings(redis_url=redis_url, database_url=database_url)
+
+
+async def test_a_call_is_in_postgres_soon_after_it_happened(redis: Redis, store: Store, both: Settings) -> None:
+    async with persisting(both), writing(redis) as writer:
+        writer.emit("call", 0, RECEIVED)
+        writer.emit("call", 1, CallAnswered("PCMU"))
+        writer.emit("call", 1, said(5))
+        writer.emit("call", 1, ENDED)
+        await until(lambda: writer.unsaved == 0, "everything is saved")
+    row = await store.call("call")
+    assert row is not None
+    assert (row.state, row.codec, row.frames) == ("ended", "PCMU", 500)
+    assert [each.text for each in await store.utterances("call")] == ["word5"]
+
+
+async def test_a_persister_that_stops_saves_what_lies_in_redis_first(
+        redis: Redis, store: Store, both: Settings) -> None:
+    writer = EventWriter(redis, "bridge", kept_events=10_000)
+    for n in range(2000):
+        writer.emit(f"call {n}", 0, RECEIVED)
+    assert await writer.drain(30) == 0
+    async with persisting(both):
+        await until_asked(lambda: _has(store, "call 1999"), "it has begun")
+    assert len(await store.calls(1000)) == 1000
+    for partition in range(PARTITIONS):
+        pending = await redis.xpending(stream_key(partition), "persist")
+        assert pending["pending"] == 0
+        assert await redis.xinfo_consumers(stream_key(partition), "persist") == []
+
+
+async def _has(store: Store, call: str) -> bool:
+    return await store.call(call) is not None
+
+
+async def test_what_cant_be_saved_is_set_aside_and_holds_up_no_other(
+        redis: Redis, store: Store, both: Settings) -> None:
+    """Bytes of another version, values that Postgres refuses, and keys that aren't ours, among good events."""
+    stream = stream_key(partition_of("call"))
+    async with persisting(both), writing(redis) as writer:
+        writer.emit("call", 1, said(1))
+        bad = writer.emit("call", 1, replace(ENDED, frames=2**70))
+        writer.emit("call", 1, said(2))
+        await until(lambda: writer.unsent == 0, "all are sent")
+        await redis.xadd(stream, {"key": "1 1 another call 2", "floor": "1", "event": '{"from": "the future"}'})
+        await redis.xadd(stream, {"key": "1 2 another call 2", "floor": "1", "event": "\0"})
+        await redis.xadd(stream, {"something": "else"})
+        writer.emit("call", 1, said(3))
+        await until(lambda: writer.unsaved == 0, "its writer forgets even the bad one")
+        await until_asked(lambda: _dead(redis, 4), "four are set aside")
+    assert [each.text for each in await store.utterances("call")] == ["word1", "word2", "word3"]
+    dead = [fields for _, fields in await redis.xrange(dead_key(partition_of("call")))]
+    assert {fields[b"series"] for fields in dead} == {b"1 bridge call", b"1 another call 2", b""}
+    (refused,) = [fields for fields in dead if fields[b"series"] == b"1 bridge call"]
+    assert refused[b"why"].startswith(b"Postgres refuses the values")
+    assert int(refused[b"sequence"]) == bad.sequence
+
+
+async def _dead(redis: Redis, count: int) -> bool:
+    return await redis.xlen(dead_key(partition_of("call"))) >= count
+
+
+async def test_an_event_sent_under_a_key_that_isnt_its_own_is_set_aside(
+        redis: Redis, store: Store, both: Settings) -> None:
+    writer = EventWriter(redis, "bridge", kept_events=10)
+    writer.emit("call", 1, said(1))
+    await writer.drain(10)
+    stream = stream_key(partition_of("call"))
+    ((_, fields),) = await redis.xrange(stream)
+    await redis.xadd(stream, {**fields, b"key": b"1 1 mallory call"})
+    async with persisting(both):
+        await until_asked(lambda: _dead(redis, 1), "it is set aside")
+    assert len(await store.utterances("call")) == 1
+
+
+async def test_what_a_persister_wrote_but_didnt_acknowledge_is_written_once(redis: Redis, store: Store) -> None:
+    """It dies between commit and acknowledgement, and another one takes over."""
+    writer = EventWriter(redis, "bridge", kept_events=10)
+    for n in range(3):
+        writer.emit("call", 1, said(n))
+    await writer.drain(10)
+    dying = EventReader(redis, "dying")
+    await persist.save(_WithoutAck(dying), store, await dying.read(1.0))  # type: ignore[arg-type]
+    heir = EventReader(redis, "heir", claim_idle_s=0.01)
+    found = []
+    async with asyncio.timeout(30):
+        while not found:
+            found = await heir.read(0.05)
+    await persist.save(heir, store, found)
+    assert [each.text for each in await store.utterances("call")] == ["word0", "word1", "word2"]
+    assert await heir.read(0.05) == []
+
+
+class _WithoutAck:
+    def __init__(self, reader: EventReader) -> None:
+        self.publish, self.set_aside = reader.publish, reader.set_aside
+
+    async def ack(self, entries: object) -> None: ...
+
+
+async def test_a_persister_waits_for_its_tables_to_be_made_and_makes_them(
+        redis: Redis, redis_url: str, new_database_url: str) -> None:
+    async with persisting(load_settings(redis_url=redis_url, database_url=new_database_url)), writing(redis) as writer:
+        writer.emit("call", 0, RECEIVED)
+        await until(lambda: writer.unsaved == 0, "it is saved")
+
+
+@pytest.mark.parametrize("missing", ["redis_url", "database_url"])
+async def test_without_a_url_there_is_one_line_that_names_it(missing: str) -> None:
+    urls = {"redis_url": "redis://localhost", "database_url": "postgresql://localhost/tandem"}
+    del urls[missing]
+    with pytest.raises(SettingsError, match=f"TANDEM_{missing.upper()}: persist needs it"):
+        await persist.run(load_settings(**urls), asyncio.Event())
+
+
+async def test_a_stop_ends_a_persister_that_waits_for_its_servers(tmp_path: Path) -> None:
+    settings = load_settings(redis_url=f"unix://{tmp_path}/r", database_url=f"postgresql://t@/t?host={tmp_path}")
+    stop = asyncio.Event()
+    task = asyncio.create_task(persist.run(settings, stop))
+    await asyncio.sleep(0.05)
+    stop.set()
+    async with asyncio.timeout(30):
+        await task
+
+
+async def test_nothing_is_lost_or_doubled_when_redis_and_postgres_fail_in_turn(tmp_path: Path) -> None:
+    """A call goes on while Redis forgets all, Postgres stops and comes back, Redis is killed, the persister is killed."""
+    with ExitStack() as servers:
+        redis_url = servers.enter_context(embedded_redis(tmp_path))
+        with embedded_postgres(tmp_path, durable=False) as database_url:
+            upgrade(database_url)
+        settings = load_settings(redis_url=redis_url, database_url=database_url)
+        redis = await servers_client(redis_url)
+        emitted = 0
+
+        def say(writer: EventWriter, count: int) -> None:
+            nonlocal emitted
+            for _ in range(count):
+                emitted += 1
+                writer.emit(f"call {emitted % 3}", 1, said(emitted, final=False))
+                writer.emit(f"call {emitted % 3}", 1, said(emitted))
+
+        async with writing(redis) as writer:
+            async with persisting(settings):  # Postgres is away from the start
+                say(writer, 20)
+                await until(lambda: writer.unsent == 0, "Redis has them")
+                await redis.flushall()
+                say(writer, 20)
+                with embedded_postgres(tmp_path, durable=False):
+                    await until(lambda: writer.unsaved == 0, "what came before and after is saved")
+                    say(writer, 20)
+                say(writer, 20)  # Postgres is away again, perhaps in the middle of a batch
+                await redis.flushall()
+                say(writer, 20)
+                with suppress(Exception):
+                    await redis.shutdown(nosave=True)  # it is started again by its keeper
+                say(writer, 20)
+                with embedded_postgres(tmp_path, durable=False):
+                    await until(lambda: writer.unsaved == 0, "all is saved, whatever happened")
+            with embedded_postgres(tmp_path, durable=False):
+                say(writer, 20)
+                kill_a_persister_at_work(settings)
+                async with persisting(settings):
+                    await until(lambda: writer.unsaved == 0, "the next persister has saved all")
+        with embedded_postgres(tmp_path, durable=False):
+            store = Store(database_url)
+            heard = [each for n in range(3) for each in await store.utterances(f"call {n}")]
+            await store.close()
+            assert sorted(each.first_k for each in heard) == list(range(1, emitted + 1))
+            assert all(each.final and each.text == f"word{each.first_k}" for each in heard)
+            assert all([word.text for word in each.words] == [each.text] for each in heard)
+        with pytest.raises(DatabaseAway):
+            upgrade(database_url)
+        await redis.aclose()
+
+
+async def servers_client(url: str) -> Redis:
+    return open_redis(url)
+
+
+def kill_a_persister_at_work(settings: Settings) -> None:
+    """Starts one as a process of its own, holds its Postgres transaction up by a lock, and kills it there."""
+    assert settings.redis_url is not None
+    assert settings.database_url is not None
+    environment = {**os.environ, "TANDEM_REDIS_URL": settings.redis_url.get_secret_value(),
+                   "TANDEM_DATABASE_URL": settings.database_url.get_secret_value()}
+    program = ("import asyncio; from calls import persist; from calls.settings import load_settings;"
+               "asyncio.run(persist.run(load_settings(), asyncio.Event()))")
+    with closing(psycopg.connect(environment["TANDEM_DATABASE_URL"])) as lock:
+        lock.execute("LOCK TABLE utterances IN ACCESS EXCLUSIVE MODE")
+        child = subprocess.Popen([sys.executable, "-c", program], env=environment)
+        try:
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            with closing(psycopg.connect(environment["TANDEM_DATABASE_URL"], autocommit=True)) as watch:
+                while watch.execute(waiting).fetchone() == (0,):
+                    assert child.poll() is None
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until, word
+from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, EndReason, UtteranceSpoken
+from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
+from calls.state import State
+from media import session as session_module
+from media.audio import CHUNK, CHUNK_BYTES, FRAME_S
+from media.crossing import Crossing
+from media.session import Overloaded, Session, SessionSettings
+from media.token_log import read_token_log, token_log_path
+
+
+class Transport:
+    """A phone line whose clock the test turns by hand: says numbered chunks, keeps what it hears."""
+
+    def __init__(self, crossing: Crossing) -> None:
+        self.crossing = crossing
+        self.ticks = 0
+        self.heard: list[bytes] = []
+
+    def chunk(self, number: int) -> bytes:
+        return np.full(CHUNK, 1000 + number, "<i2").tobytes()
+
+    def tick(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.heard.append(self.crossing.wanted())
+            self.crossing.received(self.chunk(self.ticks))
+            self.ticks += 1
+
+
+class Bench:
+    """One session with all its surroundings."""
+
+    def __init__(self, worker: FakeWorker, tmp_path: Path) -> None:
+        self.worker = worker
+        self.leases = FakeLeases(worker.url)
+        self.events = FakeEvents()
+        self.data_dir = tmp_path
+        self.lease_s = 60.0
+
+    def session(self) -> Session:
+        settings = SessionSettings(self.lease_s, self.data_dir)
+        return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings)
+
+    async def talking(self) -> tuple[Session, Transport]:
+        session = self.session()
+        assert await session.prepare()
+        return session, Transport(session.answered("PCMU"))
+
+    async def frames(self, transport: Transport, count: int) -> None:
+        """As many frames of the caller's, each answered by the worker before the next."""
+        for _ in range(count):
+            sent = len(self.worker.heard)
+            while transport.crossing.frames_made <= sent:
+                transport.tick()
+            await until(lambda sent=sent: len(self.worker.said) > sent)  # type: ignore[misc]
+            await until(lambda: not transport.crossing.drained)
+
+    def kinds(self) -> list[str]:
+        return [envelope.event.kind for envelope in self.events.sent]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with FakeWorker() as worker:
+        yield Bench(worker, tmp_path)
+
+
+async def test_a_call_is_leased_answered_heard_and_ends_with_its_slot_free(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 5)
+    session.hung_up()
+    await session.over()
+    await session.close(200)
+    assert bench.kinds() == ["received", "leased", "answered", "ended"]
+    assert [envelope.fence for envelope in bench.events.sent] == [0, 1, 1, 1]
+    assert bench.events.of(CallLeased) == [CallLeased("fake", "worker-1", "epoch-1")]
+    assert bench.events.of(CallAnswered) == [CallAnswered("PCMU")]
+    assert bench.events.ended == CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 5, 0, 0, 0)
+    assert bench.leases.held == {}
+    await until(lambda: bench.worker.used == 0)
+
+
+async def test_the_worker_hears_every_chunk_in_its_place_and_the_caller_its_echo(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 4)
+    transport.tick(8)
+    await session.close()
+    began = transport.crossing.began
+    assert began is not None
+    said = bytes(began.leading * CHUNK_BYTES) + b"".join(map(transport.chunk, range(transport.ticks)))
+    heard_by_worker = b"".join(bench.worker.heard[k] for k in sorted(bench.worker.heard))
+    assert said.startswith(heard_by_worker)
+    assert sorted(bench.worker.heard) == list(range(len(bench.worker.heard)))
+    loud = [piece for piece in transport.heard if np.frombuffer(piece, "<i2")[CHUNK // 2]]
+    assert loud[1:3] == [transport.chunk(1), transport.chunk(2)], "its first chunk is faded in"
+
+
+async def test_frame_k_begins_k_times_80_ms_after_the_answered_events_time(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 1)
+    began = transport.crossing.began
+    assert began is not None
+    [answered] = [envelope for envelope in bench.events.sent if isinstance(envelope.event, CallAnswered)]
+    assert answered.at.timestamp() == pytest.approx(began.unix_s, abs=1e-5)
+    await session.close()
+
+
+async def test_words_become_utterances_with_the_times_at_which_they_were_heard(bench: Bench) -> None:
+    bench.worker.words = {4: word("hello", 1, 3)}
+    bench.worker.last_word = word("there", 4, 5)
+    session, transport = await bench.talking()
+    await bench.frames(transport, 12)
+    session.hung_up()
+    await session.close(200)
+    spoken = [event for event in bench.events.of(UtteranceSpoken) if isinstance(event, UtteranceSpoken)]
+    assert spoken[-1].text == "hello there"
+    assert spoken[-1].final
+    first_heard = next(at for at, piece in enumerate(transport.heard) if any(piece))
+    began = transport.crossing.began
+    assert began is not None
+    echo_frame_1 = (began.leading + first_heard) * 0.02 + (began.leading and -began.leading * 0.02)
+    assert abs(spoken[-1].words[0].start_s - (echo_frame_1 + FRAME_S)) <= FRAME_S
+    assert bench.kinds()[-1] == "ended"
+
+
+async def test_the_token_log_holds_the_steps_that_were_heard_as_the_worker_took_them(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 10)
+    await until(lambda: len(bench.worker.steps) == 10)
+    transport.tick(1)
+    session.hung_up()
+    await session.close()
+    header, steps = read_token_log(token_log_path(bench.data_dir, "call-1"))
+    assert (header.call, header.model, header.first_k) == ("call-1", "fake", 0)
+    assert 8 <= header.steps <= 10
+    assert list(steps) == bench.worker.steps[:header.steps]
+
+
+@pytest.mark.parametrize("refusal", [Busy("all slots are taken"), NoWorker("none"), RoutingUnavailable("away")])
+async def test_a_refused_call_has_one_end_that_says_why(bench: Bench, refusal: Busy) -> None:
+    bench.leases.refusal = refusal
+    session = bench.session()
+    with pytest.raises(type(refusal)):
+        await session.prepare()
+    await session.over()
+    await session.close(refusal.sip_status)
+    assert bench.kinds() == ["received", "ended"]
+    assert {envelope.fence for envelope in bench.events.sent} == {0}
+    assert bench.events.ended == CallEnded(
+        refusal.reason, "local", refusal.sip_status, str(refusal), 0, 0, 0, 0)
+
+
+async def test_a_bridge_that_keeps_too_many_events_takes_no_call(bench: Bench) -> None:
+    bench.events.full = True
+    session = bench.session()
+    with pytest.raises(Overloaded):
+        await session.prepare()
+    await session.close(503)
+    assert bench.events.ended.reason is EndReason.OVERLOADED
+    assert bench.leases.models == []
+
+
+async def test_a_worker_that_turns_the_call_away_twice_is_busy_for_the_caller(bench: Bench) -> None:
+    bench.worker.slots = 0
+    session = bench.session()
+    with pytest.raises(Busy):
+        await session.prepare()
+    await session.close(486)
+    assert [opened.lease for opened in bench.worker.opens] == ["token-1", "token-2"]
+    assert bench.events.ended.reason is EndReason.BUSY
+    assert bench.leases.held == {}
+
+
+async def test_a_lease_on_a_dead_worker_is_tried_once_more(bench: Bench) -> None:
+    bench.leases.first_url = "ws://127.0.0.1:1"
+    session = bench.session()
+    assert await session.prepare()
+    assert bench.worker.opens[0].lease == "token-2"
+    assert session.state is State.READY
+    await session.close()
+
+
+async def test_a_caller_who_gives_up_while_it_rings_leaves_no_lease(bench: Bench) -> None:
+    bench.leases.waits_s = 0.2
+    session = bench.session()
+    preparing = asyncio.create_task(session.prepare())
+    await until(lambda: bench.leases.models)
+    session.hung_up(EndReason.CANCELLED)
+    assert await preparing is False
+    await session.close(487)
+    assert bench.leases.held == {}
+    assert bench.kinds() == ["received", "ended"]
+    assert bench.events.ended.reason is EndReason.CANCELLED
+    assert bench.worker.used == 0
+
+
+async def test_a_caller_who_gives_up_when_the_worker_is_ready_leaves_no_slot(bench: Bench) -> None:
+    session = bench.session()
+    await session.prepare()
+    session.hung_up(EndReason.CANCELLED)
+    await session.close(487)
+    assert bench.kinds() == ["received", "leased", "ended"]
+    await until(lambda: bench.worker.used == 0)
+
+
+async def test_what_the_agent_has_said_is_heard_before_we_hang_up(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 4)
+    session.end(EndReason.SHUTDOWN)
+    assert session.state is State.DRAINING
+    over = asyncio.create_task(session.over())
+    queued = transport.crossing
+    while not over.done():
+        transport.tick()
+        await asyncio.sleep(0.001)
+    assert queued.drained
+    pieces = [int(np.frombuffer(piece, "<i2")[CHUNK // 2]) for piece in transport.heard]
+    last_said = np.frombuffer(bench.worker.said[max(bench.worker.said)], "<i2")[-CHUNK // 2]
+    assert last_said in pieces, "the last 20 ms of the agent's last frame"
+    await session.close(200)
+    assert bench.events.ended.reason is EndReason.SHUTDOWN
+    assert bench.events.ended.side == "local"
+
+
+async def test_draining_is_bounded_when_the_line_stands_still(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "DRAIN_S", 0.05)
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    session.end(EndReason.SHUTDOWN)
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close()
+
+
+async def test_a_lost_worker_ends_the_call_after_what_was_said(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    bench.worker.lose_all()
+    await until(lambda: session.state is State.DRAINING)
+    transport.tick(20)
+    await session.over()
+    await session.close(200)
+    assert bench.events.ended.reason is EndReason.WORKER_LOST
+    assert "closed" in bench.events.ended.detail
+
+
+async def test_a_worker_that_is_lost_before_the_answer_ends_the_call(bench: Bench) -> None:
+    session = bench.session()
+    await session.prepare()
+    bench.worker.lose_all()
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close(503)
+    assert bench.events.ended.reason is EndReason.WORKER_LOST
+
+
+async def test_a_lease_is_renewed_as_long_as_the_call_lasts(bench: Bench) -> None:
+    bench.lease_s = 0.06
+    session = bench.session()
+    await session.prepare()
+    await until(lambda: bench.leases.renewed >= 4)
+    await session.close()
+    renewed = bench.leases.renewed
+    await asyncio.sleep(0.1)
+    assert bench.leases.renewed == renewed
+
+
+async def test_a_lost_lease_ends_the_call(bench: Bench) -> None:
+    bench.lease_s = 0.06
+    bench.leases.renewal = LeaseLost("another call's now")
+    session, transport = await bench.talking()
+    transport.tick()
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close()
+    assert "lease lost" in bench.events.ended.detail
+
+
+async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "RETRY_RENEWAL_S", 0.01)
+    bench.lease_s = 0.6
+    bench.leases.renewal = RoutingUnavailable("Redis is away")
+    session, transport = await bench.talking()
+    await asyncio.sleep(0.3)
+    bench.leases.renewal = None
+    await until(lambda: bench.leases.renewed)
+    assert session.state is State.TALKING
+    await bench.frames(transport, 1)
+    await session.close()
+
+
+async def test_a_call_whose_lease_has_run_out_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "RETRY_RENEWAL_S", 0.01)
+    bench.lease_s = 0.1
+    bench.leases.renewal = RoutingUnavailable("Redis is away")
+    session, transport = await bench.talking()
+    transport.tick()
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close()
+    assert "ran out" in bench.events.ended.detail
+
+
+async def test_frames_that_the_worker_never_answers_are_counted_as_missing(bench: Bench) -> None:
+    bench.worker.skips = frozenset({2, 3})
+    session, transport = await bench.talking()
+    await bench.frames(transport, 2)
+    for k in range(2, 7):
+        while transport.crossing.frames_made <= k:
+            transport.tick()
+        await until(lambda k=k: k in bench.worker.heard)  # type: ignore[misc]
+    await until(lambda: 6 in bench.worker.said)
+    session.hung_up()
+    await session.close()
+    assert bench.events.ended.frames_missing == 2
+    assert bench.events.ended.frames_dropped == 0
+
+
+async def test_closing_twice_and_hanging_up_late_ends_the_call_once(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    transport.tick(8)
+    session.hung_up()
+    session.hung_up()
+    session.end(EndReason.SHUTDOWN)
+    await asyncio.gather(session.close(200), session.close(200))
+    session.hung_up()
+    await session.close(500)
+    assert bench.events.ended.sip_status == 200
+    assert len(bench.events.of(CallReceived)) == 1
+
+
+async def test_a_call_whose_transport_gives_up_still_ends(bench: Bench) -> None:
+    session = bench.session()
+    await session.prepare()
+    await session.close(500)
+    assert bench.events.ended.reason is EndReason.FAILED
+
+
+async def test_a_fault_of_ours_ends_this_call_and_is_logged(
+    bench: Bench, caplog: pytest.LogCaptureFixture,
+) -> None:
+    session, transport = await bench.talking()
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    transport.crossing.take_heard = broken  # type: ignore[method-assign, assignment]
+    transport.tick(8)
+    await until(lambda: session.state is State.DRAINING)
+    transport.tick(20)
+    await session.over()
+    del transport.crossing.take_heard
+    await session.close()
+    assert bench.events.ended.reason is EndReason.FAILED
+    assert "ZeroDivisionError" in bench.events.ended.detail
+    assert any("call-1" in record.message for record in caplog.records)
+
+
