@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
@@ -30,11 +29,16 @@ def create_app(redis: Redis) -> FastAPI:
             found = await health(redis)
         except RoutingUnavailable:
             return JSONResponse({"status": "no redis"}, status_code=503)
-        slots = {model: sum(worker.models[model][0] for worker in found.workers if model in worker.models)
-                 for worker in found.workers for model in worker.models}
-        body: dict[str, Any] = {"bridges": len(found.bridges), "workers": len(found.workers), "slots": slots}
-        missing = [name for name, there in (("bridge", found.bridges), ("worker", any(slots.values()))) if not there]
-        body["status"] = f"no {' and no '.join(missing)}" if missing else "ok"
+        models: dict[str, dict[str, int]] = {}
+        for worker in found.workers:
+            for model, (slots, used) in worker.models.items():
+                total = models.setdefault(model, {"slots": 0, "used": 0})
+                total["slots"] += slots
+                total["used"] += used
+        there = {"bridge": bool(found.bridges), "worker": any(total["slots"] for total in models.values())}
+        missing = [f"no {name}" for name, alive in there.items() if not alive]
+        body = {"status": " and ".join(missing) or "ok", "bridges": len(found.bridges),
+                "workers": len(found.workers), "models": models}
         return JSONResponse(body, status_code=503 if missing else 200)
 
     return app

@@ -24,7 +24,7 @@ from agent.engine import Engine
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from calls import wire
 from calls.routing import Heartbeat, Lease, RoutingUnavailable, WorkerRegistry
-from calls.settings import Settings
+from calls.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,7 @@ class Worker:
         settings = self._settings
         for device in self._devices.values():
             device.start()
-        async with serve(self._handle, settings.worker_host, settings.worker_port, process_request=self._let_in,
-                         compression=None, max_size=wire.MAX_BYTES, open_timeout=OPEN_TIMEOUT_S,
-                         ping_interval=ALIVE_S, ping_timeout=ALIVE_S, server_header=None) as server:
+        async with await self._listen() as server:
             self.url = settings.worker_url or _own_url(server, settings.worker_host)
             log.info("worker ready at %s with %s", self.url, ", ".join(
                 f"{name} ({served.engine.slots} slots)" for name, served in self._models.items()))
@@ -100,6 +98,15 @@ class Worker:
                     await self._registry.leave(self._admission.worker, self._admission.epoch)
         if self._failure is not None:
             raise self._failure
+
+    async def _listen(self) -> Server:
+        host, port = self._settings.worker_host, self._settings.worker_port
+        try:
+            return await serve(
+                self._handle, host, port, process_request=self._let_in, compression=None, max_size=wire.MAX_BYTES,
+                open_timeout=OPEN_TIMEOUT_S, ping_interval=ALIVE_S, ping_timeout=ALIVE_S, server_header=None)
+        except OSError as error:
+            raise SettingsError(f"TANDEM_WORKER_PORT: can't listen on {host}:{port}: {error.strerror}") from None
 
     def stop(self) -> None:
         """Take no new calls, let the running ones end (bounded by `drain_s`), then return from `run`."""

@@ -336,7 +336,7 @@ class Entry:
 class EventReader:
     """One persister's view of the streams, as a consumer of the group. Methods raise RedisError."""
 
-    def __init__(self, redis: Redis, consumer: str, *, claim_idle_s: float = 15.0) -> None:
+    def __init__(self, redis: Redis, consumer: str, *, claim_idle_s: float = 5.0) -> None:
         self._redis, self._consumer, self._claim_idle_s = redis, consumer, claim_idle_s
         self._read = script(redis, "events_read")
         self._ack = script(redis, "events_ack")

@@ -38,7 +38,7 @@ async def run(settings: Settings, stop: asyncio.Event) -> None:
     store = Store(database_url)
     consumer = f"{socket.gethostname()}-{secrets.token_hex(4)}"
     async with open_redis(settings.redis_url.get_secret_value()) as redis:
-        reader = EventReader(redis, consumer)
+        reader = EventReader(redis, consumer, claim_idle_s=settings.expiry_s)
         try:
             if await _upgrade(database_url, stop):
                 await _save_until(reader, store, stop, settings.drain_s)

@@ -7,8 +7,10 @@ them meet in its locks. Its callbacks come from its own threads: SIP (one), RTP 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -31,6 +33,7 @@ CODECS = ("G722/16000/1", "PCMU/8000/1", "PCMA/8000/1")  # best first
 ASKED_CALLS = 32  # the build clamps it to what it can carry
 SWITCH_INTERVAL_S = 0.0005  # with Python's 5 ms a busy thread here cost the media clock a tenth of its ticks
 SAME_PORT_ATTEMPTS = 20  # for a UDP port that is free for TCP too, where any will do
+NICENESS = -10  # of the process, where the system lets us: it needs little of the processor, but that in time
 _WARNING_LEVEL = 2  # pjlib's: 1 errors, 2 warnings, from 4 on whole SIP messages
 
 
@@ -80,13 +83,15 @@ class Endpoint:
     async def start(self, rejected: Callable[[pj.OnRejectedIncomingCallParam], None] | None = None) -> None:
         """Start the library and listen; raises EndpointError. `rejected` is called on the library's thread."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        with contextlib.suppress(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
         try:
             await self.command(lambda: self._start(rejected))
         except UnknownBuild as error:
             raise EndpointError(str(error)) from None
         except pj.Error as error:
             raise EndpointError(f"the SIP library can't start: {error.reason}") from None
-        # Python may free a call on any of its threads, so all of them are known to the library.
+        # Python may free what the library's objects are wrapped in on any thread, so the library knows them all.
         self._library.libRegisterThread("asyncio")
         registered_threads = ThreadPoolExecutor(2, "asyncio-others", initializer=self._register_this_thread)
         asyncio.get_running_loop().set_default_executor(registered_threads)

@@ -27,6 +27,7 @@ SECONDS_WITHOUT_FILE = 10.0
 LONGEST_CALL_S = 3600.0
 LONGEST_DELAY = 2 * SAMPLE_RATE  # that is looked for in what came back
 HANG_UP_TIMEOUT_S = 5.0
+PIECE = SAMPLE_RATE // 2  # of what was played, looked for on its own
 QUIET_RMS = 1e-3  # below it nothing was played or came back
 
 
@@ -98,13 +99,13 @@ async def phone(
 def measure_return(played: Samples, recorded: Samples) -> tuple[float | None, float | None]:
     """How late what was played is found in what was recorded, in ms, and their correlation at that delay (-1 to 1).
 
-    Both begin at the same moment. A line's delay may change while it is used, so both are measured second by
-    second and weighed by the energy that was played. None for both when one of them is silent.
+    Both begin at the same moment. A line's delay may change while it is used, so both are measured piece by
+    piece and weighed by the energy that was played. None for both when one of them is silent.
     """
     if _rms(played) < QUIET_RMS or _rms(recorded) < QUIET_RMS:
         return None, None
-    found = [(energy, delay, correlation) for begin in range(0, len(played), SAMPLE_RATE)
-             if (energy := _energy(said := played[begin:begin + SAMPLE_RATE])) > len(said) * QUIET_RMS**2
+    found = [(energy, delay, correlation) for begin in range(0, len(played), PIECE)
+             if (energy := _energy(said := played[begin:begin + PIECE])) > len(said) * QUIET_RMS**2
              for delay, correlation in [_find(said, recorded[begin:begin + len(said) + LONGEST_DELAY])]]
     energies, delays, correlations = map(np.array, zip(*found, strict=True))
     in_order = np.argsort(delays)

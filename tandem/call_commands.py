@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-
-from rich.console import Console
-from rich.table import Table
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from calls.settings import Settings
-from calls.store import CallRow, Store
+from calls.store import CallRow, Store, StoreError
 from tandem.embedded import EmbeddedError, running_postgres
 from tandem.errors import UserError, told_in_one_line
 
 
 def list_calls(settings: Settings, limit: int) -> None:
     """Print the newest calls, a line each."""
-    rows = asyncio.run(_calls(settings, limit))
-    table = Table("call", "received", "from", "to", "model", "seconds", "end", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row.id, _time(row), row.caller, row.callee, row.model or "-", _seconds(row), _end(row))
-    Console().print(table if rows else "no calls yet")
+    rows = [("call", "received", "from", "to", "model", "seconds", "end")]
+    rows += [(row.id, _time(row), row.caller or "-", row.callee or "-", row.model or "-", _seconds(row), _end(row))
+             for row in asyncio.run(_calls(settings, limit))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
 
 def show_call(settings: Settings, call_id: str) -> None:
@@ -28,26 +28,30 @@ def show_call(settings: Settings, call_id: str) -> None:
 
 
 async def _calls(settings: Settings, limit: int) -> list[CallRow]:
-    store = Store(_url(settings))
-    try:
+    async with _store(settings) as store:
         return list(await store.calls(limit))
-    finally:
-        await store.close()
 
 
 async def _show(settings: Settings, call_id: str) -> None:
-    store = Store(_url(settings))
-    try:
+    async with _store(settings) as store:
         row = await store.call(call_id)
         if row is None:
             raise UserError(f"there is no call {call_id}")
-        out = Console(highlight=False)
-        out.print(f"{row.id}  {row.caller} -> {row.callee}  {_time(row)}  {row.codec or 'not answered'}")
-        out.print(f"model {row.model or '-'}  worker {row.worker or '-'}  {_seconds(row)} s  {_end(row)}")
-        out.print(f"frames {row.frames}  dropped {row.frames_dropped}  missing {row.frames_missing}  "
+        print(f"{row.id}  {row.caller} -> {row.callee}  {_time(row)}  {row.codec or 'not answered'}")
+        print(f"model {row.model or '-'}  worker {row.worker or '-'}  {_seconds(row)} s  {_end(row)}")
+        if row.frames is not None:
+            print(f"frames {row.frames}  dropped {row.frames_dropped}  missing {row.frames_missing}  "
                   f"underruns {row.underruns}")
         for utterance in await store.utterances(row.id):
-            out.print(f"{utterance.start_s:8.2f} {utterance.end_s:8.2f}  {utterance.speaker}: {utterance.text}")
+            print(f"{utterance.start_s:8.2f} {utterance.end_s:8.2f}  {utterance.speaker}: {utterance.text}")
+
+
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Store]:
+    store = Store(_url(settings))
+    try:
+        with told_in_one_line(StoreError):
+            yield store
     finally:
         await store.close()
 
@@ -60,7 +64,7 @@ def _url(settings: Settings) -> str:
 
 
 def _time(row: CallRow) -> str:
-    return f"{row.received_at.astimezone():%Y-%m-%d %H:%M:%S}" if row.received_at else "-"
+    return f"{row.received_at.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def _seconds(row: CallRow) -> str:
@@ -68,5 +72,8 @@ def _seconds(row: CallRow) -> str:
 
 
 def _end(row: CallRow) -> str:
-    status = f" ({row.sip_status})" if row.sip_status else ""
-    return f"{row.end_reason}{status}" if row.end_reason else row.state
+    if row.end_reason is None:
+        return row.state
+    status = f" {row.sip_status}" if row.sip_status else ""
+    detail = f" ({row.end_detail})" if row.end_detail else ""
+    return f"{row.end_reason}{status}{detail}"

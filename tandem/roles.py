@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 from collections.abc import Callable
 
@@ -11,15 +12,22 @@ from redis.asyncio import Redis
 
 from admin.app import create_app
 from agent.models import load_models
+from agent.moshi.checkpoint import CheckpointError
+from agent.moshi.text import TokenizerError
 from agent.worker import Worker
 from calls import persist
 from calls.connect import open_redis
 from calls.settings import PREFIX, Settings, SettingsError
 from sip import pool
+from sip.addresses import EndpointError
+from tandem import log
+from tandem.errors import told_in_one_line
 
 
 def worker(settings: Settings) -> None:
-    models = load_models(settings)
+    redis_url(settings), secret(settings)  # say what is missing before the model is loaded, which takes minutes
+    with told_in_one_line(CheckpointError, TokenizerError):
+        models = load_models(settings)
 
     async def run() -> None:
         async with _redis(settings) as redis:
@@ -27,13 +35,13 @@ def worker(settings: Settings) -> None:
             _on_signal(role.stop)
             await role.run()
 
-    redis_url(settings), secret(settings)  # say what is missing before the model is loaded for minutes
     asyncio.run(run())
 
 
 def sip(settings: Settings) -> None:
     redis_url(settings), secret(settings)
-    pool.run(settings)
+    with told_in_one_line(EndpointError):
+        pool.run(settings, functools.partial(log.configure, "sip", settings.log_level))
 
 
 def web(settings: Settings) -> None:

@@ -17,8 +17,9 @@ from agent.models import ensure_model
 from calls.connect import open_redis
 from calls.routing import Health, RoutingUnavailable, health
 from calls.settings import PREFIX, Settings
-from calls.store import upgrade
-from tandem.embedded import embedded_postgres, embedded_redis
+from calls.store import StoreError, upgrade
+from tandem.embedded import EmbeddedError, embedded_postgres, embedded_redis
+from tandem.errors import told_in_one_line
 from tandem.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,8 @@ LONGER_THAN_DRAIN_S = 10.0  # a role that drains gets so much more before it is 
 
 def serve(settings: Settings) -> None:
     """Run all roles until Ctrl-C or SIGTERM; then end them in order."""
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ensure_model(settings)
-    with contextlib.ExitStack() as servers:
+    with told_in_one_line(EmbeddedError, StoreError), contextlib.ExitStack() as servers:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         environment = {PREFIX + "SECRET": shared_secret(settings)}
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url else servers.enter_context(
             embedded_redis(settings.data_dir))
@@ -40,6 +40,7 @@ def serve(settings: Settings) -> None:
             embedded_postgres(settings.data_dir))
         environment |= {PREFIX + "REDIS_URL": redis_url, PREFIX + "DATABASE_URL": database_url}
         upgrade(database_url)
+        ensure_model(settings)
         asyncio.run(_run(settings, redis_url, environment))
 
 

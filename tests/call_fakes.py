@@ -185,5 +185,5 @@ RECEIVED = CallReceived(
 async def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     """Waits for what has to come; fails when it doesn't."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - it watches what others change
+        while not condition():
             await asyncio.sleep(0.002)

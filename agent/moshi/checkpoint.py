@@ -65,6 +65,9 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype:
     device = torch.device(device)
     config_path = find("config.json", False)
     config = {} if config_path is None else _read_json(config_path)
+    for key in ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name"):
+        if not isinstance(config.get(key, ""), str):
+            raise CheckpointError(f"{name}: config.json: {key} must be a file's name, not {config[key]!r}")
     text_path = find(config.get("tokenizer_name", _TEXT_FILE), "tokenizer_name" in config)
     mimi_config: Mapping[str, Any] = FIRST_MIMI
     if config.get("mimi_config_name"):

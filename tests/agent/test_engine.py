@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from agent.engine import EchoEngine, MoshiEngine, Sampling, StepInputs, StepOutputs, TextMode, measure_threads
 from agent.moshi.checkpoint import Model, load_model
-from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
+from agent.moshi.lm import LanguageModel
 from agent.moshi.stages import bucket_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -128,3 +129,216 @@ def test_a_slot_gets_the_same_bits_whatever_the_others_do(engines, name, bucket,
     once = live_through(engine, subject, first, bucket, np.random.default_rng(seed + 1))
     again = live_through(engine, subject, second, bucket, np.random.default_rng(seed + 2))
     assert once == again
+
+
+def one_call(engine: MoshiEngine, steps: int, slot: int = 0, seed: int = 3, sampling_seed: int = 0, **changes) -> list[StepOutputs]:
+    """A call of `steps` steps in one slot; changes are fields of StepInputs or Sampling, or functions of the step."""
+    rng, outputs = np.random.default_rng(seed), []
+    for step in range(steps):
+        inputs = StepInputs.free([slot], [step == 0], sound(rng, 1), engine.info,
+                                 Sampling.of(1, seed=sampling_seed, text_temperature=0, audio_temperature=0))
+        for name, change in changes.items():
+            value = change(step) if callable(change) else change
+            getattr(inputs if hasattr(inputs, name) else inputs.sampling, name)[:] = value
+        outputs.append(engine.step(inputs))
+    return outputs
+
+
+def texts(outputs: list[StepOutputs]) -> list[int]:
+    return [int(output.text[0]) for output in outputs]
+
+
+def codes(outputs: list[StepOutputs]) -> list[list[int]]:
+    return [output.agent_codes[0].tolist() for output in outputs]
+
+
+def test_a_fresh_start_forgets_the_call_before(engines):
+    first = one_call(engines["lm"], 8, seed=1)
+    one_call(engines["lm"], 5, seed=2)
+    again = one_call(engines["lm"], 8, seed=1)
+    assert [row_of(output, 0) for output in first] == [row_of(output, 0) for output in again]
+
+
+def test_the_agent_is_silent_until_its_first_whole_frame(engines):
+    for name, delay in (("lm", 1), ("wide", 2)):
+        outputs = one_call(engines[name], 5)
+        assert [bool(output.pcm.any()) for output in outputs] == [step >= delay for step in range(5)]
+
+
+def test_a_forced_text_token_is_taken_and_leaves_the_frames_before_it_alone(engines):
+    free = one_call(engines["lm"], 12)
+    token = (texts(free)[6] + 1) % 100
+    forced = one_call(engines["lm"], 12, forced_text=lambda step: token if step == 6 else -1)
+    assert texts(forced)[6] == token
+    assert forced[6].sampled_text[0] == texts(free)[6]
+    assert all(np.array_equal(a.pcm, b.pcm) for a, b in zip(free[:6], forced[:6], strict=True))
+    assert not np.array_equal(free[7].pcm, forced[7].pcm)
+
+
+def test_a_forced_code_is_taken_and_feeds_the_codebooks_after_it(engines):
+    def last_codes(forced: int) -> list[int]:
+        third = [-1, -1, forced, -1, -1, -1, -1, -1]
+        return codes(one_call(engines["lm"], 6, forced_audio=lambda step: third if step == 5 else -1))[5]
+
+    tried = {code: last_codes(code) for code in range(0, 64, 4)}
+    assert {taken[2] for taken in tried.values()} == set(tried)
+    assert len({tuple(taken[:2]) for taken in tried.values()}) == 1
+    assert len({tuple(taken[3:]) for taken in tried.values()}) > 1
+
+
+def test_text_modes_bar_what_is_taken_but_not_what_is_reported_as_sampled(engines):
+    free = one_call(engines["lm"], 20, text_temperature=1.0)
+    silent = one_call(engines["lm"], 20, text_temperature=1.0, text_mode=TextMode.PAD_OR_EPAD)
+    words = one_call(engines["lm"], 20, text_temperature=1.0, text_mode=TextMode.WORD_ONLY, pad_bias=20)
+    assert set(texts(silent)) <= {PAD_TOKEN, EPAD_TOKEN}
+    assert silent[0].sampled_text[0] == free[0].text[0]
+    assert not set(texts(words)) & {PAD_TOKEN, EPAD_TOKEN}
+    assert all(output.sampled_text[0] == PAD_TOKEN for output in words)
+
+
+def test_a_forced_token_wins_over_the_mode(engines):
+    outputs = one_call(engines["lm"], 3, text_mode=TextMode.PAD_OR_EPAD, forced_text=50)
+    assert texts(outputs) == [50, 50, 50]
+
+
+def test_pad_bias_makes_the_agent_speak_less(engines):
+    plain = texts(one_call(engines["lm"], 60, text_temperature=1.0, text_top_k=0))
+    biased = texts(one_call(engines["lm"], 60, text_temperature=1.0, text_top_k=0, pad_bias=8))
+    assert plain.count(PAD_TOKEN) < 20 < 40 < biased.count(PAD_TOKEN)
+
+
+def test_a_repetition_penalty_makes_the_agent_vary_its_words(engines):
+    plain = texts(one_call(engines["lm"], 40, text_temperature=0.3))
+    varied = texts(one_call(engines["lm"], 40, text_temperature=0.3, repetition_penalty=3))
+    assert len(set(varied)) > len(set(plain)) + 5
+
+
+def test_a_seed_decides_the_draws_and_greedy_rows_ignore_it(engines):
+    def run(seed: int, temperature: float) -> list[list[int]]:
+        return codes(one_call(engines["lm"], 6, sampling_seed=seed, audio_temperature=temperature))
+
+    assert run(1, 0.8) == run(1, 0.8)
+    assert run(1, 0.8) != run(2, 0.8)
+    assert run(1, 0.0) == run(2, 0.0)
+
+
+def test_signs_tell_silence_from_gibberish(engines):
+    silent = one_call(engines["lm"], 70, forced_text=PAD_TOKEN)[-1]
+    gibberish = one_call(engines["lm"], 70, forced_text=lambda step: step)[-1]
+    assert silent.text_entropy[0] == pytest.approx(0, abs=1e-6)
+    assert gibberish.text_entropy[0] == pytest.approx(np.log(64), abs=1e-5)
+    even = one_call(engines["lm"], 70, forced_audio=7)[-1]
+    one_stuck = one_call(engines["lm"], 70, forced_audio=lambda step: [7] + [step % 64] * 7)[-1]
+    assert even.codebook_spread[0] == pytest.approx(0, abs=1e-6)
+    assert one_stuck.codebook_spread[0] > 1
+
+
+def test_a_speech_to_text_model_writes_the_callers_words_and_pauses(engines):
+    outputs = one_call(engines["stt"], 4)[-1]
+    assert not outputs.pcm.any()
+    assert outputs.agent_codes.shape == (1, 0)
+    assert outputs.caller_text[0] == outputs.text[0] >= 0
+    assert outputs.pauses.shape == (1, 4, 6)
+    assert outputs.pauses.sum(axis=2) == pytest.approx(1, abs=1e-5)
+    assert engines["stt"].default_sampling(2).text_temperature.tolist() == [0, 0]
+
+
+def test_a_model_that_predicts_the_caller_too_hears_them_instead(models):
+    config = dict(models["lm"].config, dep_q=16, depformer_context=16)
+    torch.manual_seed(0)
+    lm = LanguageModel(LMConfig.from_dict(config))
+    for parameter in lm.parameters():
+        parameter.normal_(0, 0.2)
+    engine = MoshiEngine(replace(models["lm"], lm=lm), 2)
+    info = engine.info
+    assert (info.generated_codebooks, info.agent_codebooks, info.caller_codebooks) == (16, 8, 8)
+    outputs = one_call(engine, 3)[-1]
+    assert outputs.agent_codes[0, 8:].tolist() == [-1] * 8
+    assert min(outputs.agent_codes[0, :8]) >= 0
+    heard = engine.stages.generator.tokens[0, 9:]
+    assert heard[0, 2] == outputs.caller_codes[0, 0]  # of step 2, read in that step
+
+
+def test_state_is_slot_major_and_nothing_grows(engines):
+    engine = engines["lm"]
+    one_call(engine, 60)
+    before = {name: (tensor.data_ptr(), tensor.shape) for name, tensor in engine.stages.state_rows().items()}
+    assert all(shape[0] == SLOTS + 1 for _, shape in before.values())
+    resident = psutil.Process().memory_info().rss
+    one_call(engine, 200)
+    assert {name: (tensor.data_ptr(), tensor.shape)
+            for name, tensor in engine.stages.state_rows().items()} == before
+    assert psutil.Process().memory_info().rss - resident < 8e6
+
+
+def test_a_slots_rows_are_all_there_is_of_it(engines):
+    engine = engines["lm"]
+    rng = np.random.default_rng(5)
+    one_call(engine, 30)
+    frames = [sound(rng, 1) for _ in range(4)]
+
+    def go_on(slot: int) -> list[dict[str, bytes]]:
+        return [row_of(engine.step(StepInputs.free([slot], [False], frame, engine.info, engine.default_sampling(1))), 0)
+                for frame in frames]
+
+    rows = engine.stages.state_rows()
+    snapshot = {name: tensor[0].clone() for name, tensor in rows.items()}
+    stayed = go_on(0)
+    for name, row in snapshot.items():
+        rows[name][5] = row
+    assert go_on(5) == stayed
+
+
+def bad(engine: MoshiEngine, **changes) -> StepInputs:
+    inputs = StepInputs.free([0, 1], [True, True], np.zeros((2, 1920), np.float32), engine.info,
+                             engine.default_sampling(2))
+    return replace(inputs, **changes)
+
+
+@pytest.mark.parametrize(("changes", "line"), [
+    ({"slots": np.array([1, 1])}, "a slot stands twice"),
+    ({"slots": np.array([0, 8])}, "slot 8 is none of 0 to 7"),
+    ({"slots": np.array([-1, 0])}, "slot -1 is none of"),
+    ({"pcm": np.zeros((2, 1919), np.float32)}, r"pcm has shape \[2, 1919\], not \[2, 1920\]"),
+    ({"pcm": np.full((2, 1920), np.nan, np.float32)}, "pcm is not finite"),
+    ({"fresh": np.array([True])}, "fresh has shape"),
+    ({"text_mode": np.array([0, 3])}, "text_mode must be from 0 to 2"),
+    ({"forced_text": np.array([-1, 100])}, "forced_text must be from -1 to 99"),
+    ({"forced_audio": np.full((2, 7), -1)}, "forced_audio has shape"),
+    ({"forced_audio": np.full((2, 8), 64)}, "forced_audio must be from -1 to 63"),
+    ({"sampling": Sampling.of(3)}, "sampling.seed has shape"),
+    ({"sampling": Sampling.of(2, text_temperature=-1)}, "a temperature is below 0"),
+    ({"sampling": Sampling.of(2, repetition_penalty=0)}, "a repetition penalty must be above 0"),
+])
+def test_inputs_that_do_not_fit_are_refused_in_one_line_and_change_nothing(engines, changes, line):
+    engine = engines["lm"]
+    before = {name: tensor.clone() for name, tensor in engine.stages.state_rows().items()}
+    with pytest.raises(ValueError, match=line) as refused:
+        engine.step(bad(engine, **changes))
+    assert "\n" not in str(refused.value)
+    assert all(np.array_equal(before[name], tensor, equal_nan=True)
+               for name, tensor in engine.stages.state_rows().items())
+
+
+def test_threads_are_measured_without_touching_a_slot(engines):
+    engine = engines["lm"]
+    one_call(engine, 5)
+    rows = engine.stages.state_rows()
+    before = {name: tensor[:SLOTS].clone() for name, tensor in rows.items()}
+    threads = torch.get_num_threads()
+    assert measure_threads(engine, most=2) in (1, 2)
+    assert torch.get_num_threads() == threads
+    assert all(np.array_equal(before[name], tensor[:SLOTS], equal_nan=True) for name, tensor in rows.items())
+
+
+def test_echo_gives_back_what_it_hears_one_frame_later():
+    engine, rng = EchoEngine(slots=3), np.random.default_rng(0)
+    frames = [sound(rng, 2) for _ in range(3)]
+    heard = [engine.step(StepInputs.free([2, 0], [step == 0, step == 0], frame, engine.info,
+                                         engine.default_sampling(2))) for step, frame in enumerate(frames)]
+    assert not heard[0].pcm.any()
+    assert np.array_equal(heard[1].pcm, frames[0])
+    assert np.array_equal(heard[2].pcm, frames[1])
+    again = engine.step(StepInputs.free([0], [True], frames[0][:1], engine.info, engine.default_sampling(1)))
+    assert not again.pcm.any()
+    assert again.text.tolist() == [PAD_TOKEN]

@@ -56,11 +56,13 @@ def beat(worker: str, slots: int = 2, *, used: int = 0, epoch: str = "e1", model
 
 
 async def expire_lease(redis: Redis, call: str) -> None:
-    assert await redis.zadd(f"{TAG}:expiry", {call: 1}, xx=True, ch=True)
+    assert await redis.zscore(f"{TAG}:expiry", call) is not None
+    await redis.zadd(f"{TAG}:expiry", {call: 1})
 
 
 async def expire_worker(redis: Redis, worker: str) -> None:
-    assert await redis.zadd(f"{TAG}:alive", {worker: 1}, xx=True, ch=True)
+    assert await redis.zscore(f"{TAG}:alive", worker) is not None
+    await redis.zadd(f"{TAG}:alive", {worker: 1})
 
 
 async def taken(redis: Redis) -> dict[str, int]:

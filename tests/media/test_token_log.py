@@ -3,8 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from call_fakes import LAYOUT, step
+
 from media.token_log import TokenLog, TokenLogError, read_token_log, token_log_path
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-
 from call_fakes import word
+
 from calls import wire
 from calls.events import Speaker, UtteranceSpoken
-from media.audio import FRAME_SAMPLES, FRAME_S
+from media.audio import FRAME_S, FRAME_SAMPLES
 from media.playout import Heard
 from media.utterances import PAUSE_S, WORDS_IN_UTTERANCE, Utterances
 

@@ -4,9 +4,9 @@ import asyncio
 import socket
 
 import pytest
+from call_fakes import SILENT_FRAME, FakeWorker, until, word
 from websockets.asyncio.server import ServerConnection, serve
 
-from call_fakes import SILENT_FRAME, FakeWorker, until, word
 from calls import wire
 from media import worker_link
 from media.worker_link import WorkerLink, WorkerLost

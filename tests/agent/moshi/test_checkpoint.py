@@ -1,0 +1,177 @@
+"""Official checkpoints: every tensor has its place, both layouts, both types; what is wrong is named in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from agent.moshi.checkpoint import CheckpointError, load_model
+from agent.moshi.config import LMConfig, MimiConfig
+from agent.moshi.lm import LanguageModel
+from agent.moshi.mimi import Mimi
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+LAYOUTS = sorted(path.name.removesuffix(".config.json")
+                 for path in (GOLDEN / "checkpoint_layouts").glob("*.config.json"))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_tensor_of_an_official_checkpoint_has_its_place(name):
+    config = json.loads((GOLDEN / "checkpoint_layouts" / f"{name}.config.json").read_text())
+    with torch.device("meta"):
+        module = (Mimi(MimiConfig.from_dict(config)) if name.startswith("mimi")
+                  else LanguageModel(LMConfig.from_dict(config)))
+    ours = {tensor: list(value.shape) for tensor, value in module.state_dict().items()}
+    assert ours == json.loads((GOLDEN / "checkpoint_layouts" / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A checkpoint folder to damage."""
+    for file in ("config.json", "mimi_config.json", "model.safetensors", "mimi.safetensors"):
+        shutil.copy(GOLDEN / "wide" / file, tmp_path / file)
+    return tmp_path
+
+
+def rewrite(path: Path, change) -> None:
+    tensors = load_file(path)
+    path.unlink()
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+def fuse(tensors: dict[str, torch.Tensor]) -> None:
+    """The older layout: all steps' projections under one name."""
+    found: dict[str, list[str]] = {}
+    for name in tensors:
+        match = re.fullmatch(r"(.*self_attn\.)(in|out)_projs\.(\d+)\.weight", name)
+        if match:
+            whole = match[1] + ("in_proj_weight" if match[2] == "in" else "out_proj.weight")
+            found.setdefault(whole, []).append(name)
+    for whole, names in found.items():
+        names.sort(key=lambda name: int(name.split(".")[-2]))
+        tensors[whole] = torch.cat([tensors.pop(name) for name in names])
+
+
+def test_both_layouts_of_projections_load_the_same(folder):
+    apart = load_model(folder)
+    for file in ("model.safetensors", "mimi.safetensors"):
+        rewrite(folder / file, fuse)
+    assert not any("in_projs" in name for name in load_file(folder / "model.safetensors"))
+    whole = load_model(folder)
+    for one, other in ((apart.lm, whole.lm), (apart.mimi, whole.mimi)):
+        assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(),
+                                                     strict=True))
+
+
+@pytest.mark.parametrize("on_disk", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_memory", [torch.float32, torch.bfloat16, None])
+def test_types_on_disk_and_in_memory_are_free(folder, on_disk, in_memory):
+    rewrite(folder / "model.safetensors",
+            lambda tensors: tensors.update({name: tensor.to(on_disk) for name, tensor in tensors.items()}))
+    model = load_model(folder, dtype=in_memory)
+    assert {tensor.dtype for tensor in model.lm.state_dict().values()} == {in_memory or on_disk}
+    assert {tensor.dtype for tensor in model.mimi.state_dict().values()} == {torch.float32}
+    stored = load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensor, stored[name].to(tensor.dtype)) for name, tensor in model.lm.state_dict().items())
+
+
+def set_config(folder: Path, **changes) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def scribble(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[20:40] = b"\xff" * 20
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "missing tensor": (lambda f: rewrite(f / "model.safetensors", lambda t: t.pop("linears.3.weight")),
+                       r"model\.safetensors: tensor linears\.3\.weight is missing"),
+    "missing projection": (
+        lambda f: rewrite(f / "mimi.safetensors", lambda t: t.pop(
+            "encoder_transformer.transformer.layers.0.self_attn.in_projs.0.weight")),
+        r"tensor encoder_transformer\.transformer\.layers\.0\.self_attn\.in_projs\.0\.weight is missing"),
+    "misshapen tensor": (
+        lambda f: rewrite(f / "model.safetensors", lambda t: t.update({"emb.2.weight": torch.zeros(49, 95)})),
+        r"tensor emb\.2\.weight has shape \[49, 95\], the config asks for \[49, 96\]"),
+    "unexpected tensor": (
+        lambda f: rewrite(f / "model.safetensors", lambda t: t.update({"spare": torch.zeros(1), "tyre": torch.ones(1)})),
+        r"unexpected tensor spare and 1 more: the config has no place for it"),
+    "truncated data": (lambda f: cut(f / "model.safetensors", 200_000), r"truncated: tensor .* ends at byte \d+ of 200000"),
+    "truncated header": (lambda f: cut(f / "model.safetensors", 100), r"truncated within its header \(100 bytes\)"),
+    "empty file": (lambda f: cut(f / "mimi.safetensors", 0), r"mimi\.safetensors: not a safetensors file"),
+    "corrupt header": (lambda f: scribble(f / "model.safetensors"), r"corrupt: its header can't be read"),
+    "integers": (
+        lambda f: rewrite(f / "model.safetensors", lambda t: t.update(
+            {"text_linear.weight": torch.zeros(80, 96, dtype=torch.int8)})),
+        r"tensor text_linear\.weight is stored as I8; supported are"),
+    "unknown key": (lambda f: set_config(f, flavour="mint"), r"config: unknown key 'flavour'"),
+    "missing key": (lambda f: set_config(f, card=...), r"config: card is missing"),
+    "broken json": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not a JSON file"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
+    "named tokenizer": (lambda f: set_config(f, tokenizer_name="words.model"), r"words\.model is missing"),
+    "name is no name": (lambda f: set_config(f, moshi_name=7), r"config\.json: moshi_name must be a file's name, not 7"),
+    "other codec": (lambda f: set_config(f, card=47), r"codebooks have 47 entries, Mimi's 48"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_wrong_with_a_checkpoint_is_named_in_one_line(folder, damage):
+    spoil, line = DAMAGES[damage]
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=line) as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_source_that_is_nothing_is_named():
+    with pytest.raises(CheckpointError, match="/nowhere: no such folder; give a folder, moshiko, moshika or"):
+        load_model("/nowhere")
+
+
+def test_a_config_without_content_takes_its_depth_steps_from_the_weights(folder, monkeypatch):
+    config = json.loads((folder / "config.json").read_text())
+    names = {key: config.pop(key) for key in ("moshi_name", "mimi_name", "mimi_config_name")}
+    monkeypatch.setattr("agent.moshi.checkpoint.FIRST_7B", config | {"dep_q": 8})
+    (folder / "config.json").write_text(json.dumps({"model_type": "moshi"} | names))
+    assert load_model(folder).lm.config.generated_codebooks == 16
+
+
+def test_loading_holds_no_second_copy_in_memory(tmp_path):
+    config = json.loads((GOLDEN / "lm" / "config.json").read_text()) | {
+        "dim": 1024, "num_heads": 8, "num_layers": 3, "text_card": 4000}
+    for file in ("mimi_config.json", "mimi.safetensors"):
+        shutil.copy(GOLDEN / "lm" / file, tmp_path / file)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in LanguageModel(LMConfig.from_dict(config)).state_dict().items()}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    size = sum(shape.numel() for shape in shapes.values()) * 4
+    program = """
+import resource, sys
+from agent.moshi.checkpoint import load_model
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = load_model(sys.argv[1])
+print(peak() - before)
+"""
+    grown = int(subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True,
+                               text=True, cwd=Path(__file__).parents[3]).stdout)
+    assert size > 180e6
+    assert grown < 1.25 * size
