@@ -15,9 +15,10 @@ from torch import Tensor
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.generate import Controls, Generated
+from agent.moshi.layers import to_device
 from agent.moshi.sampling import tier_of
 from agent.moshi.stages import Stages, bucket_of
-from agent.step import Engine, Ints, ModelInfo, Sampling, StepInputs, StepOutputs, TextMode
+from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Sampling, StepInputs, StepOutputs, TextMode
 
 __all__ = [
     "EchoEngine", "Engine", "ModelInfo", "MoshiEngine", "Sampling", "StepInputs", "StepOutputs", "TextMode",
@@ -40,7 +41,6 @@ class MoshiEngine:
             pause_heads=lm.extra_heads, pause_classes=lm.extra_classes, text_tokens=lm.text_card_out,
             codebook_size=lm.audio_card)
         self.stages = Stages(model, slots)
-        self._in_pcm = self._host(bucket_of(slots), mimi.frame_samples)
 
     @property
     def info(self) -> ModelInfo:
@@ -54,7 +54,8 @@ class MoshiEngine:
         """The checkpoint's own settings, where it has any."""
         names = {"temp": "audio_temperature", "temp_text": "text_temperature", "top_k": "audio_top_k",
                  "top_k_text": "text_top_k"}
-        given = {ours: self.model.generation[theirs] for theirs, ours in names.items() if theirs in self.model.generation}
+        own = self.model.generation
+        given = {ours: own[theirs] for theirs, ours in names.items() if theirs in own}
         return Sampling.of(rows, **given)
 
     def step(self, inputs: StepInputs) -> StepOutputs:
@@ -66,9 +67,9 @@ class MoshiEngine:
     def _step(self, inputs: StepInputs) -> StepOutputs:
         slots, fresh = inputs.slots.tolist(), inputs.fresh.tolist()
         count = len(slots)
-        self._in_pcm[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
-        self._in_pcm[count:] = 0
-        pcm = self._in_pcm[:bucket_of(count)].to(self.device, non_blocking=True)
+        frames = torch.zeros(bucket_of(count), self._info.frame_samples)
+        frames[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
+        pcm = to_device(frames, self.device)
         stages, info = self.stages, self._info
         caller_codes = stages.encode(slots, fresh, pcm, info.caller_codebooks)
         generated = stages.generate(slots, fresh, caller_codes, self._controls(inputs))
@@ -87,9 +88,9 @@ class MoshiEngine:
         """The inputs' controls on the device, filled up to the bucket; padding is greedy and free."""
         sampling, size = inputs.sampling, bucket_of(len(inputs.slots))
         whole = self._packed([inputs.text_mode, inputs.forced_text, sampling.seed, sampling.text_top_k,
-                              sampling.audio_top_k, *inputs.forced_audio.T], size, np.int64)
+                              sampling.audio_top_k, *inputs.forced_audio.T], size, torch.int64)
         real = self._packed([sampling.text_temperature, sampling.audio_temperature, sampling.pad_bias,
-                             sampling.repetition_penalty], size, np.float32)
+                             sampling.repetition_penalty], size, torch.float32)
         return Controls(
             text_mode=whole[0], forced_text=whole[1], seed=whole[2], text_top_k=whole[3], audio_top_k=whole[4],
             forced_audio=whole[5:].t(), text_temperature=real[0], audio_temperature=real[1], pad_bias=real[2],
@@ -99,21 +100,22 @@ class MoshiEngine:
             barred=bool((inputs.text_mode != TextMode.FREE).any()),
             penalised=bool((sampling.repetition_penalty != 1).any()))
 
-    def _packed(self, columns: list[Ints] | list[np.ndarray], size: int, dtype: type) -> Tensor:
+    def _packed(self, columns: Sequence[Ints | Floats], size: int, dtype: torch.dtype) -> Tensor:
         """Columns [B] as one tensor [columns, size] on the device: one transfer."""
-        packed = np.zeros((len(columns), size), dtype)
-        for row, column in enumerate(columns):
-            packed[row, :len(column)] = column
-        return torch.from_numpy(packed).to(self.device, non_blocking=True)
+        packed = torch.zeros(len(columns), size, dtype=dtype)
+        for row, column in zip(packed.numpy(), columns, strict=True):
+            row[:len(column)] = column
+        return to_device(packed, self.device)
 
-    def _outputs(self, count: int, speaks: np.ndarray, heard: Tensor | None, caller_codes: Tensor,
+    def _outputs(self, count: int, speaks: Bools, heard: Tensor | None, caller_codes: Tensor,
                  generated: Generated) -> StepOutputs:
         tensors = [caller_codes, generated.text, generated.sampled_text, generated.codes, generated.pauses,
                    generated.text_entropy, generated.codebook_spread]
         if heard is not None:
             tensors.append(heard)
         if self.device.type != "cpu":
-            tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+            tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+                       for tensor in tensors]
             torch.accelerator.current_stream(self.device).synchronize()  # the one wait
         caller, text, sampled, codes, pauses, entropy, spread, *sound = [tensor[:count].numpy() for tensor in tensors]
         pcm = np.zeros((count, self._info.frame_samples), np.float32)
@@ -121,13 +123,11 @@ class MoshiEngine:
             pcm[speaks] = sound[0][speaks]
         return StepOutputs(
             pcm=pcm, text=text, sampled_text=sampled, agent_codes=codes, caller_codes=caller,
-            caller_text=np.where(self._info.generated_codebooks, -1, text), pauses=pauses, text_entropy=entropy, codebook_spread=spread)
-
-    def _host(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, pin_memory=self.device.type == "cuda")
+            caller_text=text if self._info.generated_codebooks == 0 else np.full(count, -1, np.int64), pauses=pauses,
+            text_entropy=entropy, codebook_spread=spread)
 
 
-def _tiers(temperature: np.ndarray, top_k: np.ndarray) -> tuple[int, ...]:
+def _tiers(temperature: Floats, top_k: Ints) -> tuple[int, ...]:
     return tuple(sorted({tier_of(int(k)) for k in top_k[temperature > 0]}))
 
 

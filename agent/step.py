@@ -109,7 +109,8 @@ class StepInputs:
         if not np.isfinite(self.pcm).all():
             raise ValueError("step: pcm is not finite")
         for name, value, least, below in (
-                ("text_mode", self.text_mode, 0, len(TextMode)), ("forced_text", self.forced_text, -1, info.text_tokens),
+                ("text_mode", self.text_mode, 0, len(TextMode)),
+                ("forced_text", self.forced_text, -1, info.text_tokens),
                 ("forced_audio", self.forced_audio, -1, info.codebook_size)):
             if value.size and (value.min() < least or value.max() >= below):
                 raise ValueError(f"step: {name} must be from {least} to {below - 1}")

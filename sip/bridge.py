@@ -120,9 +120,11 @@ class Bridge:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("call %s failed", call.session.call, exc_info=error)
         self._served += 1
-        if self._served >= self._settings.sip_recycle_calls and not self._calls and not self._legs:
-            log.info("%d calls served: this process makes room for a fresh one", self._served)
-            self._stop.set()
+
+    def _is_due(self) -> bool:
+        """Whether this process should make room for a fresh one, and nobody would notice."""
+        idle = not self._calls and not self._legs and not self._events.unsent
+        return idle and self._served >= self._settings.sip_recycle_calls
 
     def _forget(self, leg: Leg) -> None:
         """The library knows this call no more, so its ports are free for another."""
@@ -158,6 +160,9 @@ class Bridge:
                     log.warning("no new calls can be taken: %s", away)
                 reachable = False
             await asyncio.sleep(self._settings.heartbeat_s)
+            if self._is_due() and not self._closing:
+                log.info("%d calls served: this process makes room for a fresh one", self._served)
+                self._stop.set()
 
     async def _drain(self) -> None:
         """No new calls; those that run go on for `drain_s`, then we end them."""

@@ -99,15 +99,15 @@ class Leg(pj.Call):  # type: ignore[misc]
     @_guarded
     def onCallMediaState(self, prm: pj.OnCallMediaStateParam) -> None:
         info = self.getInfo()  # it owns the list of media: never iterate over a temporary's
+        media = Media(0, "", on_hold=True)
         for index, stream in enumerate(info.media):
-            if stream.type != pj.PJMEDIA_TYPE_AUDIO:
-                continue
-            if stream.dir != pj.PJMEDIA_DIR_NONE and self.ports is not None:
-                self.ports.connect(self.getAudioMedia(index))
-            active = stream.status == pj.PJSUA_CALL_MEDIA_ACTIVE
-            codec = str(self.getStreamInfo(index).codecName) if active else ""
-            self._loop.call_soon_threadsafe(self._media_changed, Media(index, codec, not active))
-            return
+            if stream.type == pj.PJMEDIA_TYPE_AUDIO and stream.dir != pj.PJMEDIA_DIR_NONE:
+                if self.ports is not None:
+                    self.ports.connect(self.getAudioMedia(index))
+                on_hold = stream.status != pj.PJSUA_CALL_MEDIA_ACTIVE
+                media = Media(index, str(self.getStreamInfo(index).codecName), on_hold)
+                break
+        self._loop.call_soon_threadsafe(self._media_changed, media)
 
     @_guarded
     def onCallTransferRequest(self, prm: pj.OnCallTransferRequestParam) -> None:
@@ -137,8 +137,8 @@ class Leg(pj.Call):  # type: ignore[misc]
             self._ended(self)
 
     def _media_changed(self, media: Media) -> None:
-        if media.on_hold and self.media is not None:
-            media = replace(media, codec=self.media.codec)
+        if not media.codec and self.media is not None:  # nothing flows: what was agreed before stays
+            media = replace(self.media, on_hold=True)
         self.media = media
         self.media_up.set()
 

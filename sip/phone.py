@@ -27,7 +27,7 @@ SECONDS_WITHOUT_FILE = 10.0
 LONGEST_CALL_S = 3600.0
 LONGEST_DELAY = 2 * SAMPLE_RATE  # that is looked for in what came back
 HANG_UP_TIMEOUT_S = 5.0
-PIECE = SAMPLE_RATE // 2  # of what was played, looked for on its own
+PIECE = SAMPLE_RATE // 4  # of what was played, looked for on its own
 QUIET_RMS = 1e-3  # below it nothing was played or came back
 
 
@@ -118,7 +118,8 @@ def _find(said: Samples, heard: Samples) -> tuple[int, float]:
     """Where in `heard` `said` is most likely: the sample, and the correlation of the two there."""
     heard = np.pad(heard, (0, max(0, len(said) + LONGEST_DELAY - len(heard)))).astype(np.float64)
     size = 1 << (len(said) + len(heard)).bit_length()
-    product = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said.astype(np.float64), size)), size)[:LONGEST_DELAY]
+    spectrum = np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said.astype(np.float64), size))
+    product = np.fft.irfft(spectrum, size)[:LONGEST_DELAY]
     power = np.concatenate(([0.0], np.cumsum(np.square(heard))))
     window = power[len(said):len(said) + LONGEST_DELAY] - power[:LONGEST_DELAY]
     audible = np.maximum(window, len(said) * QUIET_RMS**2)

@@ -77,9 +77,11 @@ async def _run(settings: Settings, configure: Configure) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.told)
-    async with asyncio.TaskGroup() as group:
-        for _ in range(PROCESSES):
-            group.create_task(_keep(settings, configure, stop))
+    try:
+        await asyncio.gather(*(_keep(settings, configure, stop) for _ in range(PROCESSES)))
+    finally:  # one couldn't start: the others end too
+        stop.told()
+        await asyncio.gather(*(child.ended.wait() for child in stop.children))
 
 
 async def _keep(settings: Settings, configure: Configure, stop: _Stop) -> None:

@@ -45,8 +45,8 @@ def free_port() -> int:
 def speech(path: Path, text: str, seconds: float) -> Path:
     """A WAV of spoken text at 22050 Hz, silence after it up to `seconds`."""
     subprocess.run(["espeak-ng", "-w", str(path.with_suffix(".raw.wav")), text], check=True)
-    subprocess.run(["sox", str(path.with_suffix(".raw.wav")), str(path), "pad", "0", str(seconds), "trim", "0",
-                    str(seconds)], check=True)
+    subprocess.run(["sox", str(path.with_suffix(".raw.wav")), str(path), "pad", "0", str(seconds),
+                    "trim", "0", str(seconds)], check=True)
     return path
 
 
@@ -55,12 +55,7 @@ async def baresip(uri: str, play: Path, folder: Path, seconds: float) -> tuple[S
 
     It plays `play` (which must last longer than the call) and hangs up after `seconds`.
     """
-    folder.mkdir(exist_ok=True)
-    modules = next(Path("/usr/lib").glob("**/baresip/modules"))
-    subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", str(folder / "in.wav")], check=True)
-    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder))
-    (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;audio_codecs=PCMU/8000/1\n")
-    (folder / "contacts").write_text("")
+    _configure_baresip(folder, play)
     process = await asyncio.create_subprocess_exec(
         "baresip", "-f", str(folder), "-e", f"/dial {uri}", "-t", str(round(seconds)),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
@@ -70,13 +65,27 @@ async def baresip(uri: str, play: Path, folder: Path, seconds: float) -> tuple[S
     return read_audio(sent), read_audio(received)
 
 
-async def sipp(scenario: str, port: int, user: str, folder: Path, *options: str, timeout_s: float = 20) -> str:
-    """Run a scenario once; returns its messages. Fails with its errors when it didn't go as written."""
+def _configure_baresip(folder: Path, play: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    modules = next(Path("/usr/lib").glob("**/baresip/modules"))
+    subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", str(folder / "in.wav")], check=True)
+    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder))
+    (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;audio_codecs=PCMU/8000/1\n")
+    (folder / "contacts").write_text("")
+
+
+async def sipp(
+    scenario: str, port: int, user: str, folder: Path, *options: str, calls: int = 1, timeout_s: float = 20,
+) -> str:
+    """Run a scenario `calls` times, one after the other; returns its messages.
+
+    Fails with its errors when it didn't go as written.
+    """
     messages, errors = folder / f"{scenario}.messages", folder / f"{scenario}.errors"
     process = await asyncio.create_subprocess_exec(
-        "sipp", f"127.0.0.1:{port}", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-s", user, "-m", "1", "-i",
-        "127.0.0.1", "-p", str(free_port()), "-nostdin", "-trace_msg", "-message_file", str(messages), "-trace_err",
-        "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
+        "sipp", f"127.0.0.1:{port}", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-s", user, "-m", str(calls), "-l", "1",
+        "-i", "127.0.0.1", "-p", str(free_port()), "-nostdin", "-trace_msg", "-message_file", str(messages),
+        "-trace_err", "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
     try:
         code = await asyncio.wait_for(process.wait(), timeout_s)
     finally:

@@ -56,7 +56,7 @@ class Model:
 
 def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
                revision: str | None = None) -> Model:
-    """Load a folder, `moshiko`, `moshika` or a repository `owner/name`, the language model in `dtype` (None: as stored).
+    """Load a folder, `moshiko`, `moshika` or a repository `owner/name`; the language model in `dtype`, or as stored.
 
     Mimi is float32 always. No tensor is in memory twice. Raises CheckpointError, one line that names what is
     missing, misshapen, unexpected, truncated or unknown.

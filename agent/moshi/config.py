@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agent.moshi.config_keys import ConfigError, Keys
+
+__all__ = [
+    "EPAD_TOKEN", "FIRST_7B", "FIRST_MIMI", "NOT_THE_LMS", "PAD_TOKEN", "UNGENERATED", "ZERO_TOKEN", "ConfigError",
+    "LMConfig", "MimiConfig", "TransformerConfig",
+]
+
 ZERO_TOKEN = -1  # in a stream: no input here, its embedding is zero
 UNGENERATED = -2  # in an output: nothing yet
 EPAD_TOKEN = 0
 PAD_TOKEN = 3
-
-
-class ConfigError(ValueError):
-    """One line that names the key and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class MimiConfig:
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MimiConfig:
         """Read a `mimi_config.json`. Raises ConfigError for an unknown, missing or unsupported key."""
-        top = _Keys(config, "Mimi")
-        seanet = _Keys(top.mapping("seanet"), "Mimi's seanet")
-        quantizer = _Keys(top.mapping("quantizer"), "Mimi's quantizer")
-        transformer = _Keys(top.mapping("transformer"), "Mimi's transformer")
+        top = Keys(config, "Mimi")
+        seanet = Keys(top.mapping("seanet"), "Mimi's seanet")
+        quantizer = Keys(top.mapping("quantizer"), "Mimi's quantizer")
+        transformer = Keys(top.mapping("transformer"), "Mimi's transformer")
         top.only("channels", 1)
         dimension = seanet.integer("dimension")
         for keys, rules in ((seanet, _SEANET_RULES), (transformer, _MIMI_TRANSFORMER_RULES)):
@@ -178,9 +181,9 @@ class LMConfig:
 
         Raises ConfigError for an unknown, missing or unsupported key.
         """
-        keys = _Keys({k: v for k, v in config.items() if k not in NOT_THE_LMS}, "config")
+        keys = Keys({k: v for k, v in config.items() if k not in NOT_THE_LMS}, "config")
         if keys.empty:
-            keys = _Keys(dict(FIRST_7B), "config")
+            keys = Keys(dict(FIRST_7B), "config")
         if config.get("lora") or config.get("lora_name"):
             raise ConfigError("config: lora is not supported yet; give a checkpoint with merged weights")
         keys.rename("demux_second_stream", "demux_second_text_stream")
@@ -283,7 +286,7 @@ _DEPTH_KEYS = (
 )
 
 
-def _depth(keys: _Keys, steps: int, scale: float, norm_eps: float
+def _depth(keys: Keys, steps: int, scale: float, norm_eps: float
            ) -> tuple[TransformerConfig | None, tuple[int, ...], int]:
     if steps == 0:  # a config may describe a depth transformer that the model doesn't have
         for key in _DEPTH_KEYS:
@@ -330,87 +333,3 @@ def _whose(audio: int, generated: int, delays: tuple[int, ...]) -> tuple[int, in
 def _check_heads(config: TransformerConfig, where: str) -> None:
     if config.dim % config.heads or (config.dim // config.heads) % 2:
         raise ConfigError(f"{where}: {config.heads} heads don't divide dim {config.dim} into even parts")
-
-
-class _Keys:
-    """A mapping that knows which of its keys were read, so that the rest can be named."""
-
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self._left = dict(config)
-        self._where = where
-
-    @property
-    def empty(self) -> bool:
-        return not self._left
-
-    def end(self) -> None:
-        if self._left:
-            raise ConfigError(f"{self._where}: unknown key {sorted(self._left)[0]!r}")
-
-    def rename(self, old: str, new: str) -> None:
-        if old in self._left:
-            self._left[new] = self._left.pop(old)
-
-    def skip(self, key: str, *allowed: Any) -> None:
-        value = self._left.pop(key, None)
-        if allowed and value is not None and value not in allowed:
-            raise ConfigError(f"{self._where}: {key} {value!r} is not supported, only {allowed[0]!r}")
-
-    def only(self, key: str, expected: Any, missing: Any = None) -> None:
-        value = self._left.pop(key, missing)
-        if value != expected:
-            raise ConfigError(f"{self._where}: {key} {value!r} is not supported, only {expected!r}")
-
-    def nothing_in(self, key: str, but: tuple[str, ...] = ()) -> None:
-        """Conditioners come with some models; a config may name them and have none."""
-        value = self._left.pop(key, None) or {}
-        if not isinstance(value, Mapping) or any(v for k, v in value.items() if k not in but):
-            raise ConfigError(f"{self._where}: {key} is not supported")
-
-    def choice(self, key: str, allowed: Any, default: Any) -> Any:
-        value = self._left.pop(key, default)
-        if value not in allowed:
-            raise ConfigError(f"{self._where}: {key} {value!r} is not supported, only {next(iter(allowed))!r}")
-        return value
-
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        value = self._take(key)
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{self._where}: {key} must be an object")
-        return value
-
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
-        value = self._left.pop(key, default) if default is not None else self._take(key)
-        return self._integer(key, value, least)
-
-    def optional_integer(self, key: str) -> int | None:
-        value = self._left.pop(key, None)
-        return None if value is None else self._integer(key, value, 1)
-
-    def integers(self, key: str, least: int = 1) -> tuple[int, ...]:
-        value = self._take(key)
-        if not isinstance(value, list | tuple) or not value:
-            raise ConfigError(f"{self._where}: {key} must be a list of whole numbers")
-        return tuple(self._integer(key, entry, least) for entry in value)
-
-    def optional_integers(self, key: str) -> tuple[int, ...] | None:
-        if self._left.get(key) is None:
-            self._left.pop(key, None)
-            return None
-        return self.integers(key, least=0)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._left.pop(key, default) if default is not None else self._take(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-            raise ConfigError(f"{self._where}: {key} must be a positive number, not {value!r}")
-        return float(value)
-
-    def _integer(self, key: str, value: Any, least: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{self._where}: {key} must be a whole number from {least} on, not {value!r}")
-        return value
-
-    def _take(self, key: str) -> Any:
-        if key not in self._left:
-            raise ConfigError(f"{self._where}: {key} is missing")
-        return self._left.pop(key)

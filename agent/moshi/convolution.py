@@ -31,7 +31,7 @@ class CausalConv(nn.Module):
         super().__init__()
         self.inputs, self.outputs, self.kernel, self.stride, self.dilation = inputs, outputs, kernel, stride, dilation
         self.history = (kernel - 1) * dilation + 1 - stride  # positions of the past that a step needs
-        # in memory [outputs, kernel, inputs], the order of a window; by its shape the official [outputs, inputs, kernel]
+        # in memory [outputs, kernel, inputs], a window's order; by its shape the official [outputs, inputs, kernel]
         self.weight = nn.Parameter(torch.empty(outputs, kernel, inputs).transpose(1, 2), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(outputs), requires_grad=False) if bias else None
 

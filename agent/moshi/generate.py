@@ -99,9 +99,9 @@ class Generator:
         self.model, self.config = model, config
         self._initial = model.initial_tokens(device)
         self._delays = torch.tensor(config.delays, device=device)
-        self._out_norm = (model.out_norm.alpha.detach().flatten().float(), None)
+        self._out_norm = model.out_norm.weight()
         self._embeddings = model.input_embeddings()
-        self._heads = [head.weight for head in model.extra_heads]
+        self._heads = model.extra_heads.all()
         # a mode's bars: PAD_OR_EPAD bars all but those two, WORD_ONLY bars them [3, text card]
         silent = torch.zeros(config.text_card_out, dtype=torch.bool, device=device)
         silent[[EPAD_TOKEN, PAD_TOKEN]] = True
@@ -112,7 +112,7 @@ class Generator:
     def _depth_step(self, k: int) -> _DepthStep:
         model = self.model
         weights = model.depformer.weights(self.config.depth_weights[k])
-        return _DepthStep(model.depth_input(k), model.depth_embeddings()[k], weights, model.linears[k].weight)
+        return _DepthStep(model.depth_input(k), model.depth_embeddings()[k], weights, model.linears.all()[k])
 
     def step(self, caller_codes: Tensor, controls: Controls, state: GeneratorState, rows: Rows) -> Generated:
         """The rows' next step, from the caller's codes [B, caller codebooks]. Changes the rows' state."""

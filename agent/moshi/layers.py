@@ -35,12 +35,30 @@ class Weight(nn.Module):
         self.bias = None if bias is None else nn.Parameter(torch.empty(bias), requires_grad=False)
 
 
-class Scale(nn.Module):
-    """A layer scale or an RMS norm's weight, under the name that checkpoints give it."""
+class Weights(nn.ModuleList):
+    """Several bare weights of one shape, as `0.weight`, `1.weight` and so on."""
 
-    def __init__(self, name: str, *shape: int) -> None:
+    def __init__(self, count: int, *shape: int) -> None:
+        super().__init__(Weight(*shape) for _ in range(count))
+
+    def all(self) -> list[Tensor]:
+        return [module.weight for module in self if isinstance(module, Weight)]
+
+
+class LayerScale(nn.Module):
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.register_parameter(name, nn.Parameter(torch.empty(*shape), requires_grad=False))
+        self.scale = nn.Parameter(torch.empty(dim), requires_grad=False)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(1, 1, dim), requires_grad=False)
+
+    def weight(self) -> tuple[Tensor, Tensor | None]:
+        """Scale and no bias. The norm's sums are float32, and so is its scale."""
+        return self.alpha.detach().flatten().float(), None
 
 
 @dataclass(frozen=True)
@@ -57,8 +75,13 @@ class Rows:
 
     @classmethod
     def of(cls, slots: Sequence[int], positions: Sequence[int], device: torch.device) -> Rows:
-        both = torch.tensor([list(slots), list(positions)], dtype=torch.int64).to(device, non_blocking=True)
+        both = to_device(torch.tensor([list(slots), list(positions)], dtype=torch.int64), device)
         return cls(both[0], both[1], tuple(zip(slots, positions, strict=True)))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on the device, without waiting for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def keep_unless_fresh(state: Tensor, rows: Rows) -> Tensor:

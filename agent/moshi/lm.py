@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.moshi.config import ZERO_TOKEN, LMConfig
-from agent.moshi.layers import Scale, Weight, linear, windowed_attention
+from agent.moshi.layers import RMSNorm, Weight, Weights, linear, windowed_attention
 from agent.moshi.transformer import Transformer, feed_forward, norm, split_heads
 
 
@@ -30,21 +30,20 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         dim, audio = config.temporal.dim, config.audio_card
-        self.emb = nn.ModuleList(Weight(audio + 1, dim) for _ in range(config.audio_streams))
+        self.emb = Weights(config.audio_streams, audio + 1, dim)
         self.text_emb = Weight(config.text_card + 1, dim)
         self.text_linear = Weight(config.text_card_out, dim)
         self.transformer = Transformer(config.temporal)
-        self.out_norm = Scale("alpha", 1, 1, dim)
+        self.out_norm = RMSNorm(dim)
         if config.depth is not None:
             width = config.depth.dim
-            self.depformer_in = nn.ModuleList(Weight(width, dim) for _ in range(config.depth_inputs))
+            self.depformer_in = Weights(config.depth_inputs, width, dim)
             # the last codebook is nobody's input
-            self.depformer_emb = nn.ModuleList(Weight(audio + 1, width)
-                                               for _ in range(config.generated_codebooks - 1))
+            self.depformer_emb = Weights(config.generated_codebooks - 1, audio + 1, width)
             self.depformer_text_emb = Weight(config.text_card + 1, width)
             self.depformer = Transformer(config.depth)
-            self.linears = nn.ModuleList(Weight(audio, width) for _ in range(config.generated_codebooks))
-        self.extra_heads = nn.ModuleList(Weight(config.extra_classes, dim) for _ in range(config.extra_heads))
+            self.linears = Weights(config.generated_codebooks, audio, width)
+        self.extra_heads = Weights(config.extra_heads, config.extra_classes, dim)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,16 +70,16 @@ class LanguageModel(nn.Module):
         return total
 
     def input_embeddings(self) -> list[Tensor]:
-        return [self.text_emb.weight, *(emb.weight for emb in self.emb)]
+        return [self.text_emb.weight, *self.emb.all()]
 
     def depth_embeddings(self) -> list[Tensor]:
         """Of what each depth step reads: the text, then the codebook before its own."""
-        return [self.depformer_text_emb.weight, *(emb.weight for emb in self.depformer_emb)]
+        return [self.depformer_text_emb.weight, *self.depformer_emb.all()]
 
     def depth_input(self, step: int) -> Tensor:
         """The projection of the temporal transformer's output into one depth step [width, dim]."""
         index = self.config.depth_weights[step] if self.config.depth_inputs > 1 else 0
-        return self.depformer_in[index].weight
+        return self.depformer_in.all()[index]
 
     def forward(self, codes: Tensor) -> LMOutput:
         """Codes [B, streams, T], each stream in its own time -> predictions of each of them."""
@@ -93,7 +92,7 @@ class LanguageModel(nn.Module):
             delayed[:, stream, shift:] = codes[:, stream, :codes.shape[2] - shift]
         inputs = torch.cat([initial.expand(len(codes), -1, 1), delayed[:, :, :-1]], dim=2)
         x = self.transformer(self.embed(inputs.transpose(1, 2)))  # [B, T, dim]
-        x = norm(x, (self.out_norm.alpha.flatten().float(), None), config.temporal)
+        x = norm(x, self.out_norm.weight(), config.temporal)
         text_logits, text_mask = self._in_own_time(linear(x, self.text_linear.weight)[:, None], codes[:, :1], 0)
         logits, mask = self._in_own_time(self._depth(x, delayed),
                                          codes[:, 1:1 + config.generated_codebooks], 1)
@@ -121,8 +120,8 @@ class LanguageModel(nn.Module):
             y = y + torch.stack([linear(out[:, k], w.attend_out) for k, w in enumerate(of_step)], dim=1)
             y = y + torch.stack([feed_forward(norm(y[:, k], w.norm2, depth), w)
                                  for k, w in enumerate(of_step)], dim=1)
-        logits = [linear(y[:, k], head.weight) for k, head in enumerate(self.linears)]
-        return torch.stack(logits, dim=1).unflatten(0, (batch, frames)).transpose(1, 2)
+        logits = torch.stack([linear(y[:, k], weight) for k, weight in enumerate(self.linears.all())], dim=1)
+        return logits.view(batch, frames, *logits.shape[1:]).transpose(1, 2)
 
     def _in_own_time(self, logits: Tensor, codes: Tensor, first_stream: int) -> tuple[Tensor, Tensor]:
         """Undo the delays: a stream's last predictions, which would lie past the end, are 0 and masked."""

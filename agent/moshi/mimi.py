@@ -6,7 +6,7 @@ causal, and both ways of computing give the same, also past the transformers' at
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,8 @@ class Mimi(nn.Module):
         x = self.decoder_transformer.transformer.step(x, state.ring, rows)
         x, after = self.decoder(x, carried[:, :self.decoder.carries])
         state.carried.index_copy_(0, rows.slots, torch.cat([after, overlap], dim=1))
-        return x[:, :, 0]
+        pcm: Tensor = x[:, :, 0]
+        return pcm
 
 
 class CodecState:
@@ -140,8 +141,10 @@ class _Encoder(nn.Module):
         model += [nn.ELU(), _conv(last)]
         self._ends = (first, last)
         self.model = nn.ModuleList(model)
-        self._carries = _carries(first, *(conv for blocks, strided in self._stages
-                                          for conv in [*(block.convs[0] for block in blocks), strided]), last)
+        convs = [first]
+        for blocks, strided in self._stages:
+            convs += [*(block.convs[0] for block in blocks), strided]
+        self._carries = _carries([*convs, last])
         self.carries = sum(self._carries)
 
     def forward(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,8 +180,10 @@ class _Decoder(nn.Module):
         model += [nn.ELU(), _conv(last)]
         self._ends = (first, last)
         self.model = nn.ModuleList(model)
-        self._carries = _carries(first, *(part for up, blocks in self._stages
-                                          for part in [up, *(block.convs[0] for block in blocks)]), last)
+        parts: list[CausalConv | CausalUpsampling] = [first]
+        for up, blocks in self._stages:
+            parts += [up, *(block.convs[0] for block in blocks)]
+        self._carries = _carries([*parts, last])
         self.carries = sum(self._carries)
 
     def forward(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,7 +209,7 @@ class _Residual(nn.Module):
         hidden = channels // config.compress
         wide = CausalConv(channels, hidden, config.residual_kernel, dilation=config.dilation_base ** layer)
         narrow = CausalConv(hidden, channels, 1)
-        self.convs = (wide, narrow)
+        self.convs: tuple[CausalConv, CausalConv] = (wide, narrow)
         self.block = nn.ModuleList([nn.ELU(), _conv(wide), nn.ELU(), _conv(narrow)])
 
     def forward(self, x: Tensor, past: Iterator[Tensor], after: list[Tensor]) -> Tensor:
@@ -216,7 +221,7 @@ def _conv(conv: CausalConv) -> nn.Module:
     return Nested("conv.conv", conv)
 
 
-def _carries(*parts: CausalConv | CausalUpsampling) -> list[int]:
+def _carries(parts: Sequence[CausalConv | CausalUpsampling]) -> list[int]:
     """Floats that each part hands from one step to the next."""
     return [part.history * part.inputs if isinstance(part, CausalConv) else part.overlap for part in parts]
 

@@ -80,7 +80,7 @@ class _Codebook(nn.Module):
         """[codebook_size, codebook_dimension] and half their squared lengths; made anew when the buffers change."""
         sums: Tensor = self.embedding_sum  # type: ignore[assignment]
         usage: Tensor = self.cluster_usage  # type: ignore[assignment]
-        version = tuple(0 if t.is_inference() else t._version for t in (sums, usage)) + (id(sums), id(usage))
+        version = (*(0 if t.is_inference() else t._version for t in (sums, usage)), id(sums), id(usage))
         if self._made is None or self._made[0] != version:
             vectors = sums / usage.clamp(min=1e-5)[:, None]
             self._made = (version, vectors, vectors.square().sum(dim=-1) / 2)

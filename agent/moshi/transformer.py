@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.moshi.config import TransformerConfig
-from agent.moshi.layers import KVRing, Rows, Scale, Weight, linear, rotate, rotations, windowed_attention
+from agent.moshi.layers import (
+    KVRing,
+    LayerScale,
+    RMSNorm,
+    Rows,
+    Weight,
+    Weights,
+    linear,
+    rotate,
+    rotations,
+    windowed_attention,
+)
 
 
 class Transformer(nn.Module):
@@ -21,14 +32,14 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self._gathered: dict[int, list[LayerWeights]] = {}
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self._stack = tuple(_Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(self._stack)
 
     def weights(self, weight_set: int = 0) -> list[LayerWeights]:
         """The tensors that a step reads, gathered once, so that the hot path looks up no module."""
-        owner = self.layers[0].self_attn.in_projs[weight_set].weight
         gathered = self._gathered.get(weight_set)
-        if gathered is None or gathered[0].attend_in is not owner:
-            gathered = self._gathered[weight_set] = [layer.weights(weight_set) for layer in self.layers]
+        if gathered is None or gathered[0].attend_in is not self._stack[0].self_attn.in_projs.all()[weight_set]:
+            gathered = self._gathered[weight_set] = [layer.weights(weight_set) for layer in self._stack]
         return gathered
 
     def _apply(self, *args: Any, **kwargs: Any) -> Transformer:
@@ -112,45 +123,38 @@ def split_heads(projected: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 class _Layer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.gated = config.gated
         self.self_attn = _Attention(config)
+        self._feeds: tuple[tuple[Weight, Weight], ...]
         if config.gated:
-            self.norm1: nn.Module = Scale("alpha", 1, 1, config.dim)
-            self.norm2: nn.Module = Scale("alpha", 1, 1, config.dim)
-            sets = range(config.weight_sets)
-            self.gating = nn.ModuleList(_Gating(config) for _ in sets) if config.weight_sets else _Gating(config)
+            gates = tuple(_Gating(config) for _ in range(config.weight_sets or 1))
+            self.gating: nn.Module = nn.ModuleList(gates) if config.weight_sets else gates[0]
+            self._feeds = tuple((gate.linear_in, gate.linear_out) for gate in gates)
         else:
-            self.norm1 = Weight(config.dim, bias=config.dim)
-            self.norm2 = Weight(config.dim, bias=config.dim)
             self.linear1 = Weight(config.hidden, config.dim)
             self.linear2 = Weight(config.dim, config.hidden)
+            self._feeds = ((self.linear1, self.linear2),)
+        self.norm1, self.norm2 = (
+            RMSNorm(config.dim) if config.gated else Weight(config.dim, bias=config.dim) for _ in range(2))
         if config.layer_scale:
-            self.layer_scale_1 = Scale("scale", config.dim)
-            self.layer_scale_2 = Scale("scale", config.dim)
+            self.layer_scale_1, self.layer_scale_2 = LayerScale(config.dim), LayerScale(config.dim)
+        self._scaled = config.layer_scale
 
     def weights(self, weight_set: int) -> LayerWeights:
-        attention = self.self_attn
-        if self.gated:
-            gate = self.gating[weight_set] if isinstance(self.gating, nn.ModuleList) else self.gating
-            feed_in, feed_out = gate.linear_in.weight, gate.linear_out.weight
-            # the norm's sums are float32; so is its scale, once, here
-            norms = [(n.alpha.detach().flatten().float(), None) for n in (self.norm1, self.norm2)]
-        else:
-            feed_in, feed_out = self.linear1.weight, self.linear2.weight
-            norms = [(n.weight, n.bias) for n in (self.norm1, self.norm2)]
-        scales = [self.layer_scale_1.scale, self.layer_scale_2.scale] if hasattr(self, "layer_scale_1") else [None] * 2
+        feed_in, feed_out = self._feeds[weight_set]
+        norm1, norm2 = ((n.weight, n.bias) if isinstance(n, Weight) else n.weight() for n in (self.norm1, self.norm2))
         return LayerWeights(
-            norm1=norms[0], attend_in=attention.in_projs[weight_set].weight,
-            attend_out=attention.out_projs[weight_set].weight, norm2=norms[1], feed_in=feed_in, feed_out=feed_out,
-            scale1=scales[0], scale2=scales[1])
+            norm1=norm1, attend_in=self.self_attn.in_projs.all()[weight_set],
+            attend_out=self.self_attn.out_projs.all()[weight_set], norm2=norm2,
+            feed_in=feed_in.weight, feed_out=feed_out.weight,
+            scale1=self.layer_scale_1.scale if self._scaled else None,
+            scale2=self.layer_scale_2.scale if self._scaled else None)
 
 
 class _Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        dim = config.dim
-        self.in_projs = nn.ModuleList(Weight(3 * dim, dim) for _ in range(config.weight_sets or 1))
-        self.out_projs = nn.ModuleList(Weight(dim, dim) for _ in range(config.weight_sets or 1))
+        sets, dim = config.weight_sets or 1, config.dim
+        self.in_projs, self.out_projs = Weights(sets, 3 * dim, dim), Weights(sets, dim, dim)
 
 
 class _Gating(nn.Module):

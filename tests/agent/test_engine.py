@@ -131,7 +131,8 @@ def test_a_slot_gets_the_same_bits_whatever_the_others_do(engines, name, bucket,
     assert once == again
 
 
-def one_call(engine: MoshiEngine, steps: int, slot: int = 0, seed: int = 3, sampling_seed: int = 0, **changes) -> list[StepOutputs]:
+def one_call(engine: MoshiEngine, steps: int, slot: int = 0, seed: int = 3, sampling_seed: int = 0, **changes
+             ) -> list[StepOutputs]:
     """A call of `steps` steps in one slot; changes are fields of StepInputs or Sampling, or functions of the step."""
     rng, outputs = np.random.default_rng(seed), []
     for step in range(steps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -26,8 +27,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Redis]:
     assert spec is not None
     assert spec.submodule_search_locations is not None
     program = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1] % 50000 + 2000  # its bus takes the port 10000 above
+    port = free_port_with_its_bus()
     server = await asyncio.create_subprocess_exec(
         str(program), "--bind", "127.0.0.1", "--port", str(port), "--cluster-enabled", "yes", "--save", "",
         "--dir", str(tmp_path), "--unixsocket", str(tmp_path / "s"), stdout=asyncio.subprocess.DEVNULL)
@@ -41,6 +41,17 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Redis]:
     finally:
         server.terminate()
         await server.wait()
+
+
+def free_port_with_its_bus() -> int:
+    """A free port whose bus, 10000 above, is free too."""
+    for port in range(20_000 + os.getpid() % 10_000, 50_000):
+        try:
+            with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 10_000)):
+                return port
+        except OSError:
+            continue
+    raise AssertionError("no free port")
 
 
 async def is_ready(client: Redis) -> bool:

@@ -84,11 +84,11 @@ async def test_a_call_gets_a_slot_with_all_that_its_bridge_needs(redis: Redis, w
 
 async def test_calls_go_to_the_least_loaded_worker_then_to_fewer_calls_then_by_name(
         router: Router, workers: WorkerRegistry) -> None:
-    for worker, slots in (("c", 4), ("b", 2), ("a", 2)):
+    for worker, slots in (("c", 2), ("b", 2), ("a", 4)):
         await workers.beat(beat(worker, slots))
     got = [(await router.acquire(f"call {i}", MODEL)).worker for i in range(8)]
-    # load after each: a 1/2, b 1/2, c 1/4, then c is the emptiest; at 1/2 all, a and b have fewer calls than c
-    assert got == ["a", "b", "c", "c", "a", "b", "c", "c"]
+    # all empty: by name; then a (1/4) is emptier than b and c (1/2); at 1/2 all, b and c have fewer calls than a
+    assert got == ["a", "b", "c", "a", "b", "c", "a", "a"]
 
 
 async def test_a_slot_that_is_given_back_is_taken_by_the_next_call(router: Router, workers: WorkerRegistry) -> None:
@@ -214,6 +214,9 @@ async def test_a_call_that_cant_be_moved_keeps_the_lease_it_has(
     with pytest.raises(Busy):
         await router.acquire("call", MODEL)
     assert (await router.renew(lease)).worker == "a"
+    await workers.beat(beat("a", 1, used=1))
+    with pytest.raises(Busy):
+        await router.acquire("third", MODEL)
     assert await taken(redis) == {"a": 1, "b": 1}
 
 
@@ -269,7 +272,7 @@ async def test_a_worker_that_was_silent_for_a_while_comes_back_with_its_calls_co
     await expire_worker(redis, "w")
     with pytest.raises(NoWorker):
         await router.acquire("another", MODEL)
-    await workers.beat(beat("w", 2, used=1))
+    await workers.beat(beat("w", 2, used=0))  # the call hasn't connected yet
     await router.acquire("another", MODEL)
     with pytest.raises(Busy):
         await router.acquire("third", MODEL)

@@ -18,5 +18,5 @@ def around(redis_url: str) -> Iterator[Surroundings]:
 
 @pytest.fixture(scope="module")
 def bridge(around: Surroundings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
-    with running(around.redis_url, tmp_path_factory.mktemp("bridge")) as started:
+    with running(around.redis_url, tmp_path_factory.mktemp("bridge"), lease_s=15.0) as started:
         yield started

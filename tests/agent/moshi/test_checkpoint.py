@@ -111,9 +111,11 @@ DAMAGES = {
         lambda f: rewrite(f / "model.safetensors", lambda t: t.update({"emb.2.weight": torch.zeros(49, 95)})),
         r"tensor emb\.2\.weight has shape \[49, 95\], the config asks for \[49, 96\]"),
     "unexpected tensor": (
-        lambda f: rewrite(f / "model.safetensors", lambda t: t.update({"spare": torch.zeros(1), "tyre": torch.ones(1)})),
+        lambda f: rewrite(f / "model.safetensors",
+                          lambda t: t.update({"spare": torch.zeros(1), "tyre": torch.ones(1)})),
         r"unexpected tensor spare and 1 more: the config has no place for it"),
-    "truncated data": (lambda f: cut(f / "model.safetensors", 200_000), r"truncated: tensor .* ends at byte \d+ of 200000"),
+    "truncated data": (lambda f: cut(f / "model.safetensors", 200_000),
+                       r"truncated: tensor .* ends at byte \d+ of 200000"),
     "truncated header": (lambda f: cut(f / "model.safetensors", 100), r"truncated within its header \(100 bytes\)"),
     "empty file": (lambda f: cut(f / "mimi.safetensors", 0), r"mimi\.safetensors: not a safetensors file"),
     "corrupt header": (lambda f: scribble(f / "model.safetensors"), r"corrupt: its header can't be read"),
@@ -126,7 +128,8 @@ DAMAGES = {
     "broken json": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not a JSON file"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
     "named tokenizer": (lambda f: set_config(f, tokenizer_name="words.model"), r"words\.model is missing"),
-    "name is no name": (lambda f: set_config(f, moshi_name=7), r"config\.json: moshi_name must be a file's name, not 7"),
+    "name is no name": (lambda f: set_config(f, moshi_name=7),
+                        r"config\.json: moshi_name must be a file's name, not 7"),
     "other codec": (lambda f: set_config(f, card=47), r"codebooks have 47 entries, Mimi's 48"),
 }
 

@@ -71,6 +71,12 @@ def drop_a_tensor(folder: Path) -> None:
     save_file(tensors, folder / "cases.safetensors")
 
 
+def speak_of_other_tokens(folder: Path) -> None:
+    tensors = load_file(folder / "cases.safetensors")
+    (folder / "cases.safetensors").unlink()
+    save_file(tensors | {"stream.user": tensors["stream.user"] + 1000}, folder / "cases.safetensors")
+
+
 @pytest.mark.parametrize(("spoil", "line"), [
     (lambda f: (f / "cases.json").unlink(), "no golden cases here: cases.json is missing"),
     (lambda f: (f / "cases.json").write_text("[]"), "must be a list of cases"),
@@ -78,6 +84,7 @@ def drop_a_tensor(folder: Path) -> None:
     (lambda f: (f / "cases.json").write_text('[{"name": "a", "kind": "tts"}]'), "is no case; kinds are lm_forward"),
     (lambda f: (f / "cases.safetensors").write_bytes(b"12345678"), "not a safetensors file"),
     (lambda f: (f / "cases.safetensors").unlink(), "cases.safetensors: No such file"),
+    (speak_of_other_tokens, "golden case stream doesn't fit the model: index out of range"),
     (drop_a_tensor, "tensor stream.executed is missing"),
     (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
 ])
