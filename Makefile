@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup serve test soak check bench lock clean
+.PHONY: setup serve test test-peers soak check bench lock clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,7 @@ check: setup
 	$(BIN)/lint-imports
 
 bench: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement bench/requirements.txt
 	$(BIN)/python -m bench
 
 # Resolve the newest versions that pyproject.toml allows; torch stays where it is pinned.

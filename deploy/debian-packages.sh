@@ -18,4 +18,10 @@ else
     exit 1
 fi
 # shellcheck disable=SC2086
-$as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+install() {
+    $as_root apt-get update -qq && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends $missing
+}
+if ! said=$(install 2>&1); then
+    echo "Debian packages that couldn't be installed:$missing ($(echo "$said" | grep '^E:' | head -n 1))" >&2
+    exit 1
+fi

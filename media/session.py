@@ -48,6 +48,7 @@ DRAIN_S = 2.0  # at an end from our side: for the agent's last words to be heard
 LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
 LAST_WORDS_S = 1.0  # for the worker's last word at any end
 RETRY_RENEWAL_S = 0.5  # while Redis is away
+LAST_RENEWAL_S = 5.0  # for one that runs when the call ends
 ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
 
 Side = Literal["local", "remote"]
@@ -115,6 +116,7 @@ class Session:
         self._listener: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._beside: list[asyncio.Task[None]] = []  # what runs beside the listener
+        self._renewing: asyncio.Task[None] | None = None
         self._crossing: Crossing | None = None
         self._codec = ""
         self._answered_at: datetime | None = None
@@ -217,16 +219,16 @@ class Session:
         self._utterances = Utterances(link.ready.largest_delay)
         self._token_log = TokenLog(link.ready.layout, self._settings.kept_steps)
         self._listener = self._spawn(self._listen(link))
-        self._beside.append(self._spawn(self._keep_lease(lease)))
+        self._renewing = self._spawn(self._keep_lease(lease))
         self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
 
     async def _keep_lease(self, lease: Lease) -> None:
-        """Renew at a third of the lease's length. Redis may be away as long as the lease is valid."""
+        """Renew at a third of the lease's length, until the call is over. Redis may be away as long as the lease is
+        valid."""
         lease_s = self._settings.lease_s
         valid_until = self._loop.time() + lease_s
         pause_s = lease_s / 3
-        while True:
-            await asyncio.sleep(pause_s)
+        while not await _happens(self._over, pause_s):  # not ended by cancelling, which redis-py may swallow
             asked_at = self._loop.time()
             try:
                 lease = self._lease = await self._leases.renew(lease)
@@ -351,6 +353,8 @@ class Session:
         if self._utterances is not None:
             self._emit_all(self._utterances.finish())
         self._emit(self._ended(sip_status), self._ended_at)
+        if self._renewing is not None:
+            await asyncio.wait((self._renewing,), timeout=LAST_RENEWAL_S)
         if self._lease is not None:
             with contextlib.suppress(RoutingUnavailable):  # then it runs out
                 await self._leases.release(self._lease)
@@ -396,6 +400,15 @@ class Session:
     def _emit_all(self, spoken: list[UtteranceSpoken]) -> None:
         for utterance in spoken:
             self._emit(utterance)
+
+
+async def _happens(event: asyncio.Event, within_s: float) -> bool:
+    """Whether `event` is set before the time is over."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:

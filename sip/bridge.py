@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 EVENTS_DRAIN_S = 5.0  # at the end, for the last events to reach Redis
 LAST_CALLS_S = 6.0  # for calls that we end to say goodbye
+LAST_WORDS_S = 3.0  # for what still talks to Redis then
 POLL_S = 0.05
 
 
@@ -55,12 +56,13 @@ class Bridge:
         self._closing = False  # read by the library's threads too
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._over = asyncio.Event()
 
     async def run(self, ready: Callable[[int], None]) -> None:
         """Serve; `ready` is told the SIP port. Raises EndpointError when it can't start."""
         await self.endpoint.start(self._rejected)
         await self.endpoint.command(self._open_account)
-        beside = [asyncio.create_task(self._events.run()), asyncio.create_task(self._heart())]
+        sending, beating = asyncio.create_task(self._events.run()), asyncio.create_task(self._heart())
         ready(self.endpoint.port)
         log.info("SIP on %s:%d, UDP and TCP, %d calls at a time", self._settings.sip_host, self.endpoint.port,
                  self.endpoint.capacity)
@@ -69,9 +71,9 @@ class Bridge:
         unsent = await self._events.drain(EVENTS_DRAIN_S)
         if unsent:
             log.error("%d events could not be sent and are lost", unsent)
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        self._over.set()
+        sending.cancel()
+        await asyncio.wait((sending, beating), timeout=LAST_WORDS_S)
         with contextlib.suppress(RoutingUnavailable):
             await self._registry.leave(self.name)
         await self.endpoint.stop()
@@ -150,7 +152,7 @@ class Bridge:
     async def _heart(self) -> None:
         """A sign of life every `heartbeat_s`; calls go on without Redis, so its absence is only logged."""
         reachable = True
-        while True:
+        while not self._over.is_set():
             capacity = 0 if self._closing else self.endpoint.capacity
             try:
                 await self._registry.beat(self.name, "sip", len(self._calls), capacity)
@@ -159,7 +161,8 @@ class Bridge:
                 if reachable:
                     log.warning("no new calls can be taken: %s", away)
                 reachable = False
-            await asyncio.sleep(self._settings.heartbeat_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), self._settings.heartbeat_s)
             if self._is_due() and not self._closing:
                 log.info("%d calls served: this process makes room for a fresh one", self._served)
                 self._stop.set()

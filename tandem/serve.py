@@ -10,7 +10,6 @@ import secrets
 import signal
 from pathlib import Path
 
-from redis.asyncio import Redis
 from rich.console import Console
 
 from agent.models import ensure_model
@@ -19,13 +18,14 @@ from calls.routing import Health, RoutingUnavailable, health
 from calls.settings import PREFIX, Settings
 from calls.store import StoreError, upgrade
 from tandem.embedded import EmbeddedError, embedded_postgres, embedded_redis
-from tandem.errors import told_in_one_line
+from tandem.errors import UserError, told_in_one_line
 from tandem.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 ROLES = ("sip", "worker", "persist", "web")  # in the order in which they end: first those who bring calls
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 900.0  # the first start may have a model to download
+POLL_S = 0.2
 LONGER_THAN_DRAIN_S = 10.0  # a role that drains gets so much more before it is killed
 
 
@@ -68,27 +68,33 @@ async def _run(settings: Settings, redis_url: str, environment: dict[str, str]) 
     supervisor = Supervisor(ROLES, environment)
     await supervisor.start()
     try:
-        async with open_redis(redis_url) as redis:
-            await _announce(settings, redis, stop)
-        await stop.wait()
-    finally:
+        ready = asyncio.create_task(_until_ready(redis_url))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait((ready, stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
+        if supervisor.failed.done():
+            raise UserError(supervisor.failed.result())
+        if ready.done():
+            ready.result()
+            supervisor.settled = True
+            Console().print(welcome(settings), highlight=False)
+        ready.cancel()
+        await stopped
         Console(stderr=True).print("ending: running calls first; Ctrl-C once more cuts them short", style="dim")
+    finally:
         await supervisor.stop(settings.drain_s + LONGER_THAN_DRAIN_S, hurry)
 
 
-async def _announce(settings: Settings, redis: Redis, stop: asyncio.Event) -> None:
-    """Say where Tandem can be reached, once it can be."""
-    deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
-    while not stop.is_set():
-        with contextlib.suppress(RoutingUnavailable):
-            if _complete(await health(redis)):
-                Console().print(welcome(settings), highlight=False)
-                return
-        if asyncio.get_running_loop().time() > deadline:
-            log.error("not ready after %g s; the lines above say why", READY_TIMEOUT_S)
-            return
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), 0.2)
+async def _until_ready(redis_url: str) -> None:
+    """Returns when a call could be taken; raises UserError when it doesn't come to that."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S), open_redis(redis_url) as redis:
+            while True:
+                with contextlib.suppress(RoutingUnavailable):
+                    if _complete(await health(redis)):
+                        return
+                await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise UserError(f"not ready after {READY_TIMEOUT_S:g} s; the lines above say why") from None
 
 
 def _complete(found: Health) -> bool:

@@ -32,12 +32,17 @@ class Role:
 
 
 class Supervisor:
-    """Keeps roles running. They get sessions of their own, so that a terminal's Ctrl-C reaches only us."""
+    """Keeps roles running. They get sessions of their own, so that a terminal's Ctrl-C reaches only us.
+
+    A role that ends before all are ready is no accident but a wrong setting: it isn't started again.
+    """
 
     def __init__(self, names: Sequence[str], environment: Mapping[str, str]) -> None:
         self._roles = [Role(name) for name in names]
         self._environment = {**os.environ, **environment}
         self._stopping = False
+        self.settled = False  # set once all are ready: from then on a role that ends is started again
+        self.failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # the role that can't start
 
     async def start(self) -> None:
         for role in self._roles:
@@ -67,6 +72,10 @@ class Supervisor:
             assert role.process is not None
             began = time.monotonic()
             code = await role.process.wait()
+            if not self.settled:
+                if not self.failed.done():
+                    self.failed.set_result(f"{role.name} can't start: it ended with {_verdict(code)}")
+                return
             if time.monotonic() - began > STEADY_S:
                 role.pause_s = FIRST_PAUSE_S
             log.error("%s ended with %s; it starts again in %g s", role.name, _verdict(code), role.pause_s)

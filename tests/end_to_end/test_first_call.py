@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,4 +201,14 @@ def test_a_second_tandem_on_the_same_folder_says_so_and_ends(served: Served) -> 
     run = served.tandem("serve")
     assert run.returncode == 1
     assert "already uses this data folder" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+
+
+def test_a_port_that_is_taken_ends_the_start_with_a_line_that_names_it(served: Served, tmp_path: Path) -> None:
+    environment = served.environment | {"TANDEM_WEB_PORT": "0", "TANDEM_DATA_DIR": str(tmp_path / "data")}
+    run = subprocess.run([sys.executable, "-m", "tandem", "serve"], cwd=tmp_path, env=environment, text=True,
+                         capture_output=True, timeout=60, check=False)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("tandem: sip can't start")
+    assert any(str(served.sip_port) in line for line in run.stderr.splitlines() if line.startswith("tandem: "))
     assert "Traceback" not in run.stderr

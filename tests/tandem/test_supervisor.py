@@ -52,6 +52,7 @@ async def _lines(folder: Path, count: int) -> list[str]:
 async def test_a_role_that_dies_starts_again_and_the_others_stay(folder: Path) -> None:
     roles = Supervisor(["one", "two"], {})
     await roles.start()
+    roles.settled = True
     lines = await _lines(folder, 2)
     pids = {line.split()[0]: int(line.split()[1]) for line in lines}
     os.kill(pids["one"], signal.SIGKILL)
@@ -60,6 +61,16 @@ async def test_a_role_that_dies_starts_again_and_the_others_stay(folder: Path) -
     assert int(again[1]) != pids["one"]
     await roles.stop(5, asyncio.Event())
     assert (await _lines(folder, 5))[3:] == ["one ends", "two ends"]
+
+
+async def test_a_role_that_ends_before_all_are_ready_isnt_started_again_but_named(folder: Path) -> None:
+    roles = Supervisor(["one", "two"], {})
+    await roles.start()
+    lines = await _lines(folder, 2)
+    os.kill(next(int(line.split()[1]) for line in lines if line.startswith("two")), signal.SIGKILL)
+    assert await asyncio.wait_for(roles.failed, 10) == "two can't start: it ended with SIGKILL"
+    await roles.stop(5, asyncio.Event())
+    assert (await _lines(folder, 3))[2:] == ["one ends"]
 
 
 async def test_roles_end_one_after_the_other_in_the_order_in_which_they_were_named(folder: Path) -> None:
