@@ -23,7 +23,7 @@ from agent.device_thread import DeviceThread, Seat, Stepped
 from agent.engine import Engine
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from calls import wire
-from calls.routing import Heartbeat, Lease, RoutingUnavailable, WorkerRegistry
+from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
 from calls.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ class _Call:
     words: WordTimer = field(default_factory=WordTimer)
     last_k: int = -1
     too_slow: bool = False
+    finished: bool = False  # its bridge said that the call is over
 
 
 class Worker:
@@ -65,6 +66,7 @@ class Worker:
         self._settings = settings
         self._models = models
         self._registry = WorkerRegistry(redis, expiry_s=settings.expiry_s)
+        self._router = Router(redis, secret, lease_s=settings.lease_s)
         self._admission = Admission(
             worker=f"{socket.gethostname()}-{secrets.token_hex(4)}", epoch=secrets.token_hex(8), secret=secret)
         self._stop = asyncio.Event()
@@ -190,6 +192,9 @@ class Worker:
                 await sender
             log.info("call %s left slot %d of %s, %d frames dropped", call.lease.call, seat.slot, call.lease.model,
                      dropped)
+            if not call.finished:  # its bridge may be dead: then nobody else gives the lease back before it runs out
+                with contextlib.suppress(RoutingUnavailable):
+                    await self._router.release(call.lease)
 
     async def _admit(self, connection: ServerConnection) -> tuple[_Call, Seat]:
         """Check the first message, take a slot, answer ready; raises Refused."""
@@ -259,6 +264,7 @@ class Worker:
 
     async def _finish(self, call: _Call) -> None:
         """The call is over: the word that its end cut short goes out, and a close that says that all is said."""
+        call.finished = True
         word = call.words.end()
         if word is not None:
             self._post(call, wire.encode(_finished(call.last_k, word)))

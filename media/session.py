@@ -115,6 +115,7 @@ class Session:
         self._worker_lost = False
         self._listener: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[WorkerLink] | None = None
         self._beside: list[asyncio.Task[None]] = []  # what runs beside the listener
         self._renewing: asyncio.Task[None] | None = None
         self._crossing: Crossing | None = None
@@ -199,7 +200,9 @@ class Session:
             if self.state is State.ENDED:
                 return
             try:
-                link = await WorkerLink.open(lease.url, self.call, self._leases.token(lease))
+                self._opening = asyncio.create_task(
+                    WorkerLink.open(lease.url, self.call, self._leases.token(lease)))
+                link = await self._opening
             except WorkerLost as lost:
                 log.warning("call %s: worker %s: %s: %s", self.call, lease.worker, lost.code, lost)
                 if attempt < CONNECT_ATTEMPTS:
@@ -362,6 +365,8 @@ class Session:
 
     async def _leave_worker(self) -> None:
         if self._preparing is not None:
+            if self._opening is not None:
+                self._opening.cancel()  # has no effect on one that is done
             await asyncio.gather(self._preparing, return_exceptions=True)
         if self._link is None:
             return

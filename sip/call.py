@@ -18,7 +18,7 @@ import pjsua2 as pj
 
 from calls.events import EndReason
 from calls.routing import Refusal
-from media.session import Session
+from media.session import Overloaded, Session
 from sip.endpoint import Endpoint
 from sip.port_pool import PortPair
 
@@ -203,6 +203,8 @@ class SipCall:
         session, leg = self.session, self.leg
         try:
             if not await session.prepare():
+                if not leg.gone.is_set():  # it was us who ended it while it rang
+                    return await self._turn_away(Overloaded("the call was ended while it rang"))
                 return leg.status or REQUEST_TERMINATED
         except Refusal as refusal:
             return await self._turn_away(refusal)

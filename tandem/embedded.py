@@ -47,7 +47,7 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
             command = [*leash(signal.SIGTERM), str(program), "--port", "0", "--unixsocket", str(path),
                        "--unixsocketperm", "700", "--dir", str(folder), "--save", "", "--appendonly", "yes",
                        "--appendfsync", "everysec", "--daemonize", "no", "--loglevel", "warning"]
-            server = ServerProcess("Redis", command, {}, folder / "redis.log", path, signal.SIGTERM, lock,
+            server = ServerProcess("Redis", command, {}, folder / "redis.log", signal.SIGTERM, lock,
                                    lambda: _redis_answers(path))
             with running(server):
                 yield f"unix://{quote(str(path))}"
@@ -66,7 +66,10 @@ def embedded_postgres(data_dir: Path, *, durable: bool = True) -> Iterator[str]:
         cluster = folder / "cluster"
         path = _made_private(_socket_folder(folder, POSTGRES_SOCKET), account) / POSTGRES_SOCKET
         with undisturbed(folder, path, signal.SIGINT) as lock:
-            (cluster / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed: we know that none lives
+            # We know that none lives, but PostgreSQL would believe the number in files of one that was killed,
+            # even where it is another process's by now, as after a restart of a container.
+            for left in (cluster / "postmaster.pid", path.with_name(f"{POSTGRES_SOCKET}.lock")):
+                left.unlink(missing_ok=True)
             # in this order: a process that changes its user slips its leash
             run_as = [*_run_as(account, programs, cluster), *leash(signal.SIGINT)]
             environment = {"LC_ALL": "C.UTF-8", "PATH": os.environ.get("PATH", os.defpath)}
@@ -76,7 +79,7 @@ def embedded_postgres(data_dir: Path, *, durable: bool = True) -> Iterator[str]:
                        "-c", "unix_socket_permissions=0700", "-c", "log_min_messages=warning"]
             if not durable:
                 command += ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
-            server = ServerProcess("PostgreSQL", command, environment, folder / "postgres.log", path,
+            server = ServerProcess("PostgreSQL", command, environment, folder / "postgres.log",
                                    signal.SIGINT, lock, lambda: _postgres_answers(path.parent))
             with running(server):
                 _make_database(path.parent)

@@ -42,14 +42,12 @@ class ServerProcess:
     command: list[str]
     environment: dict[str, str]
     log: Path
-    socket: Path
     stop_signal: signal.Signals
     lock: int  # file descriptor of `.NAME.server`
     answers: Callable[[], bool]
 
     def start(self) -> subprocess.Popen[bytes]:
         """Starts it in a session of its own: a Ctrl-C in the terminal isn't for it."""
-        self.socket.unlink(missing_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.old"))
         with self.log.open("wb") as out:

@@ -70,7 +70,8 @@ class FakeWorker:
                 return
             self.used += 1
             try:
-                await asyncio.sleep(self.ready_after_s)
+                with suppress(TimeoutError):  # not longer than there is someone to get ready for
+                    await asyncio.wait_for(connection.wait_closed(), self.ready_after_s)
                 ready = wire.Ready(0, "fake", 24000, 1920, 2, 2, 2, 0, 1, self.us_to_boundary)
                 await connection.send(wire.encode(ready))
                 await self._talk(connection)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from agent.engine import EchoEngine, StepInputs, StepOutputs
 from agent.worker import Served, Worker
 from calls import wire
-from calls.routing import Lease, health, sign_lease
+from calls.routing import Busy, Lease, Router, health, sign_lease
 from calls.settings import Settings
 
 SECRET = b"a secret of the tests, 32 bytes long"
@@ -127,6 +128,24 @@ async def test_a_slot_is_free_again_when_its_bridge_is_cut_off(start: Start) -> 
         connection.transport.abort()
         async with asyncio.timeout(5):
             while worker.heartbeat().models["echo"][1]:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_lease_of_a_bridge_that_is_cut_off_is_given_back(start: Start, redis: Redis) -> None:
+    await start()
+    router = Router(redis, SECRET, lease_s=60)
+    leases = [await router.acquire(f"call-{number}", "echo") for number in range(SLOTS)]
+    with pytest.raises(Busy):
+        await router.acquire("one more", "echo")
+    async with connect(leases[0].url + wire.PATH, compression=None, proxy=None) as connection:
+        await connection.send(wire.encode(wire.Open("call-0", router.token(leases[0]))))
+        assert isinstance(await _next(connection), wire.Ready)
+        connection.transport.abort()
+        async with asyncio.timeout(5):
+            while True:
+                with contextlib.suppress(Busy):
+                    assert (await router.acquire("one more", "echo")).fence == 1
+                    return
                 await asyncio.sleep(0.01)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,10 +16,10 @@ from redis.asyncio import Redis
 
 from calls import persist
 from calls.connect import open_redis
-from calls.events import CallAnswered, CallEnded, CallReceived, EndReason, Speaker, UtteranceSpoken, Word
+from calls.events import CallAnswered, CallEnded, CallReceived, EndReason, Series, Speaker, UtteranceSpoken, Word
 from calls.live import PARTITIONS, EventReader, EventWriter, dead_key, partition_of, stream_key
 from calls.settings import Settings, SettingsError, load_settings
-from calls.store import Store, upgrade
+from calls.store import DatabaseAway, Store, upgrade
 from tandem.embedded import embedded_postgres, embedded_redis
 
 RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here", "ref", "bridge 1", "agent")
@@ -144,6 +145,43 @@ async def test_an_event_sent_under_a_key_that_isnt_its_own_is_set_aside(
     async with persisting(both):
         await until_asked(lambda: _dead(redis, 1), "it is set aside")
     assert len(await store.utterances("call")) == 1
+
+
+async def test_a_writer_forgets_an_event_of_a_kind_that_its_persister_doesnt_know(
+        redis: Redis, store: Store) -> None:
+    """As in an upgrade where the bridges come first."""
+    writer = EventWriter(redis, "bridge", kept_events=10)
+    for n in (1, 2):
+        writer.emit("call", 1, said(n))
+    await writer.drain(10)
+    reader = EventReader(redis, "reader")
+    first, second = await reader.read(1.0)
+    await persist.save(reader, store, [replace(first, data=b'{"from": "the future"}'), second])
+    await writer._forget_saved()
+    assert writer.unsaved == 0
+
+
+async def test_a_batch_is_held_until_postgres_is_back(redis: Redis, store: Store, database_url: str) -> None:
+    class AwayAtFirst(Store):
+        tries = 0
+
+        async def apply(self, *args: Any, **kwargs: Any) -> dict[Series, int]:
+            self.tries += 1
+            if self.tries < 3:
+                raise DatabaseAway("Postgres: away")
+            return await super().apply(*args, **kwargs)
+
+    away = AwayAtFirst(database_url)
+    stop = asyncio.Event()
+    reader = EventReader(redis, "reader", claim_idle_s=3600)
+    task = asyncio.create_task(persist._save_until(reader, away, stop, 30))
+    async with writing(redis) as writer:
+        writer.emit("call", 1, said(1))
+        await until(lambda: writer.unsaved == 0, "it is saved")
+    stop.set()
+    await task
+    await away.close()
+    assert away.tries == 3
 
 
 async def test_what_a_persister_wrote_but_didnt_acknowledge_is_written_once(redis: Redis, store: Store) -> None:

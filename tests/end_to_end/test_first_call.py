@@ -186,6 +186,21 @@ async def test_while_the_worker_is_away_callers_get_503_and_then_it_serves_again
     assert report.status == 200
 
 
+async def test_a_slot_is_free_again_when_its_bridge_dies_and_the_next_call_is_served(served: Served) -> None:
+    [role] = [child for child in psutil.Process(served.process.pid).children() if "sip" in child.cmdline()]
+    [bridge] = [child for child in role.children() if any("spawn_main" in part for part in child.cmdline())]
+    cut = asyncio.create_task(phone(served.uri("echo"), seconds=4))
+    async with asyncio.timeout(10):
+        while served.health()["models"]["echo"]["used"] < 1:  # type: ignore[index]
+            await asyncio.sleep(0.1)
+    bridge.kill()
+    await _until_idle(served)
+    await asyncio.wait([cut])
+    cut.exception()
+    calls = [asyncio.create_task(phone(served.uri("echo"), seconds=1)) for _ in range(2)]  # as many as it has slots
+    assert [report.status for report in await asyncio.gather(*calls)] == [200, 200]
+
+
 def test_calls_can_be_listed_and_shown(served: Served) -> None:
     listed = served.tandem("call", "list")
     assert listed.returncode == 0, listed.stderr

@@ -126,7 +126,7 @@ async def test_a_call_outlives_a_short_absence_of_redis_and_a_new_caller_gets_50
 ) -> None:
     talking = asyncio.create_task(phone(bridge.uri("outlives"), play=hello, seconds=5.0))
     await asyncio.to_thread(wait_for, lambda: around.worker.used == 1)
-    await asyncio.to_thread(around.redis.client_pause, 60_000)
+    await asyncio.to_thread(around.redis.client_pause, 60_000, False)  # all that may write, scripts too
     with pytest.raises(PhoneError, match="503 Service Unavailable"):
         await phone(bridge.uri("redis-away"))
     await asyncio.to_thread(around.redis.client_unpause)
@@ -181,6 +181,18 @@ async def test_a_call_can_not_be_taken_over_by_another_that_replaces_it(
     thief = await asyncio.to_thread(around.end_of, "sip:thief@")
     assert first.reason is EndReason.CALLER_HUNG_UP, "the first call went on until its caller hung up"
     assert (thief.sip_status, thief.side) == (603, "local")
+
+
+async def test_a_caller_who_never_acknowledges_the_answer_holds_no_slot_for_long(
+    around: Surroundings, bridge: Bridge, tmp_path: Path,
+) -> None:
+    calling = asyncio.create_task(sipp("never_acknowledged", bridge.port, "no-ack", tmp_path, timeout_s=60))
+    ended = await asyncio.to_thread(around.end_of, "no-ack")
+    assert (ended.reason, ended.side) == (EndReason.FAILED, "local")
+    assert "never acknowledged" in ended.detail
+    assert around.no_lease_is_left()
+    calling.cancel()
+    await asyncio.wait((calling,))
 
 
 async def test_hold_keeps_the_calls_clock_and_talk_goes_on_after_it(

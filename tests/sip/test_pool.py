@@ -90,6 +90,23 @@ async def test_a_second_signal_ends_running_calls_at_once(around: Surroundings, 
     assert around.end_of("hurried").reason is EndReason.SHUTDOWN
 
 
+async def test_a_caller_for_whom_it_still_rings_gets_503_when_the_role_ends(
+    around: Surroundings, tmp_path: Path,
+) -> None:
+    around.worker.ready_after_s = 2.5
+    try:
+        with running(around.redis_url, tmp_path, drain_s=0.1) as started:
+            calling = asyncio.create_task(phone(started.uri("still-rings")))
+            await asyncio.to_thread(wait_for, lambda: started.logged("still-rings"))
+            started.process.terminate()
+            with pytest.raises(PhoneError, match="503 Service Unavailable"):
+                await calling
+            assert await asyncio.to_thread(started.process.wait, 20) == 0
+    finally:
+        around.worker.ready_after_s = 0.0
+    assert around.end_of("still-rings").reason is EndReason.SHUTDOWN
+
+
 def test_the_endpoint_ends_when_its_parent_is_killed(around: Surroundings, own_bridge: Bridge) -> None:
     [child] = own_bridge.children()
     own_bridge.process.kill()

@@ -140,12 +140,22 @@ def test_without_a_leash_servers_that_were_left_behind_are_stopped_first(
         assert answer(database_url) == 42
 
 
-def test_files_of_servers_that_were_killed_dont_hinder_the_next_start(data_dir: Path) -> None:
-    (data_dir / "postgres" / "cluster" / "postmaster.pid").write_text(f"{os.getppid()}\n/elsewhere\n1\n5432\n\n\n\n\n")
-    for path in (data_dir / "postgres" / "socket" / ".s.PGSQL.5432", data_dir / "redis" / "socket" / "redis.sock"):
+def test_files_of_servers_that_were_killed_dont_hinder_the_next_start(
+        data_dir: Path, request: pytest.FixtureRequest) -> None:
+    """Though the process number in them is another program's of the same user by now."""
+    database_socket = data_dir / "postgres" / "socket" / ".s.PGSQL.5432"
+    for path in (database_socket, data_dir / "redis" / "socket" / "redis.sock"):
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(path))
+    cluster = data_dir / "postgres" / "cluster"
+    owner = cluster.stat().st_uid
+    another = subprocess.Popen(["sleep", "600"], user=owner if os.geteuid() == 0 else None)
+    request.addfinalizer(another.wait)
+    request.addfinalizer(another.kill)
+    for left in (cluster / "postmaster.pid", database_socket.with_name(".s.PGSQL.5432.lock")):
+        left.write_text(f"{another.pid}\n{cluster}\n1\n5432\n{database_socket.parent}\n\n")
+        os.chown(left, owner, -1)
     with embedded_redis(data_dir) as redis_url, embedded_postgres(data_dir, durable=False) as database_url:
         with Redis.from_url(redis_url) as redis:
             assert redis.ping()
@@ -247,8 +257,8 @@ def test_a_server_that_doesnt_start_says_why(tmp_path: Path) -> None:
 
 def test_a_program_that_isnt_there_says_so(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock:
-        server = ServerProcess("Nothing", [str(tmp_path / "nothing")], {}, tmp_path / "log", tmp_path / "socket",
-                               signal.SIGTERM, lock.fileno(), lambda: False)
+        server = ServerProcess("Nothing", [str(tmp_path / "nothing")], {}, tmp_path / "log", signal.SIGTERM,
+                               lock.fileno(), lambda: False)
         with pytest.raises(EmbeddedError, match="Nothing didn't start: .*No such file"), running(server):
             pass
 
