@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from agent.engine import Engine, Sampling, StepInputs, StepOutputs, TextMode
 from agent.scheduler import Frame, Scheduler
+from calls.priority import STEP, before_others
 from calls.wire import SamplingSettings, Step
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class DeviceThread:
             return gone
 
     def _run(self) -> None:
+        before_others(STEP)
         try:
             while (collected := self._collect()) is not None:
                 seats, frames = collected

@@ -27,15 +27,20 @@ def load_models(settings: Settings) -> dict[str, Served]:
     ensure_model(settings)
     model = load_agent_model(settings)
     engine = MoshiEngine(model, slots=settings.slots)
-    if engine.device.type == "cpu":
-        threads = settings.threads or measure_threads(engine)
-        torch.set_num_threads(threads)
-        log.info("%s steps on %d thread%s", settings.model_name, threads, "" if threads == 1 else "s")
+    set_threads(engine, settings)
     tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
     models = {settings.model_name: Served(engine, tokenizer)}
     if settings.echo_slots:
         models[ECHO] = Served(EchoEngine(slots=settings.echo_slots), None)
     return models
+
+
+def set_threads(engine: MoshiEngine, settings: Settings) -> None:
+    """Give torch as many threads as the settings say, or as make this engine's step fastest here."""
+    if engine.device.type == "cpu":
+        threads = settings.threads or measure_threads(engine)
+        torch.set_num_threads(threads)
+        log.info("%s steps on %d thread%s", settings.model_name, threads, "" if threads == 1 else "s")
 
 
 def load_agent_model(settings: Settings) -> Model:

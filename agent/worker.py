@@ -23,6 +23,7 @@ from agent.device_thread import DeviceThread, Seat, Stepped
 from agent.engine import Engine
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from calls import wire
+from calls.priority import STEP, before_others
 from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
 from calls.settings import Settings, SettingsError
 
@@ -80,6 +81,7 @@ class Worker:
     async def run(self) -> None:
         """Serve until `stop`; then drain. Raises what an engine raised, if one did."""
         settings = self._settings
+        before_others(STEP)
         for device in self._devices.values():
             device.start()
         async with await self._listen() as server:

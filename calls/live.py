@@ -15,6 +15,7 @@ writers wait, and nothing that isn't saved is ever trimmed. What is lost: events
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -192,10 +193,10 @@ class EventWriter:
                 log.info("events are sent again")
             failing = False
             pause.reset()
-            try:
-                await asyncio.wait_for(self._wake.wait(), self._poll_s)
-            except TimeoutError:
-                continue
+            # not wait_for: Python 3.11's loses a cancellation that comes just as the wait ends
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._wake.wait()
 
     async def drain(self, timeout_s: float) -> int:
         """Sends what is left, without waiting until it is saved; returns how many events remain unsent."""

@@ -7,10 +7,8 @@ them meet in its locks. Its callbacks come from its own threads: SIP (one), RTP 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any, TypeVar
 
 import pjsua2 as pj
 
+from calls.priority import MEDIA, before_others
 from media.audio import CHUNK_S, SAMPLE_RATE
 from sip.addresses import EndpointError, check_host
 from sip.port_pool import PortPool, UnknownBuild
@@ -33,7 +32,6 @@ CODECS = ("G722/16000/1", "PCMU/8000/1", "PCMA/8000/1")  # best first
 ASKED_CALLS = 32  # the build clamps it to what it can carry
 SWITCH_INTERVAL_S = 0.0005  # with Python's 5 ms a busy thread here cost the media clock a tenth of its ticks
 SAME_PORT_ATTEMPTS = 20  # for a UDP port that is free for TCP too, where any will do
-NICENESS = -10  # of the process, where the system lets us: it needs little of the processor, but that in time
 _WARNING_LEVEL = 2  # pjlib's: 1 errors, 2 warnings, from 4 on whole SIP messages
 
 
@@ -83,8 +81,7 @@ class Endpoint:
     async def start(self, rejected: Callable[[pj.OnRejectedIncomingCallParam], None] | None = None) -> None:
         """Start the library and listen; raises EndpointError. `rejected` is called on the library's thread."""
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+        before_others(MEDIA)
         try:
             await self.command(lambda: self._start(rejected))
         except UnknownBuild as error:

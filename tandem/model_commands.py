@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent.engine import MoshiEngine, StepInputs
-from agent.models import load_agent_model
+from agent.models import load_agent_model, set_threads
 from agent.moshi.checkpoint import CheckpointError
 from agent.moshi.text import TimedWord, Tokenizer, TokenizerError, WordTimer
 from agent.moshi.verify import verify
@@ -44,8 +44,7 @@ def run_offline(settings: Settings, play: Path, record: Path, seed: int, tail_s:
         model = load_agent_model(settings)
         tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
     engine = MoshiEngine(model, slots=1)
-    if engine.device.type == "cpu" and settings.threads:
-        torch.set_num_threads(settings.threads)
+    set_threads(engine, settings)
     frames = frames_of(caller, engine.info.frame_samples, round(tail_s * engine.info.sample_rate))
     out = Console(highlight=False)
     seconds_a_frame = engine.info.frame_samples / engine.info.sample_rate

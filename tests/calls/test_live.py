@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -203,6 +204,20 @@ async def test_events_wait_while_redis_is_away_and_come_when_it_is_back(tmp_path
         with embedded_redis(tmp_path):
             got = envelopes(await read_all(EventReader(redis, "reader"), 3))
     assert got == sent
+
+
+async def test_a_writer_that_is_cancelled_ends_whatever_it_is_doing(redis: Redis) -> None:
+    chance = random.Random(1)
+    for n in range(300):
+        writer = EventWriter(redis, f"bridge{n}", kept_events=10, poll_s=0.001)
+        task = asyncio.create_task(writer.run())
+        writer.emit("call", 1, answered(0))
+        await asyncio.sleep(chance.random() * 0.004)
+        writer.emit("call", 1, answered(1))
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=30)
+        assert done == {task}
+        assert task.cancelled()
 
 
 async def test_a_writer_is_full_at_its_bound_and_drops_the_oldest_at_twice_that(redis: Redis) -> None:
