@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from agent.engine import EchoEngine, MoshiEngine, measure_threads
+from agent.engine import EchoEngine, MoshiEngine, StepInputs, measure_threads
 from agent.moshi.checkpoint import Model, load_model
 from agent.moshi.random_model import make_random_model
 from agent.moshi.text import Tokenizer
@@ -28,6 +29,7 @@ def load_models(settings: Settings) -> dict[str, Served]:
     model = load_agent_model(settings)
     engine = MoshiEngine(model, slots=settings.slots)
     set_threads(engine, settings)
+    _warm_up(engine)
     tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
     models = {settings.model_name: Served(engine, tokenizer)}
     if settings.echo_slots:
@@ -41,6 +43,15 @@ def set_threads(engine: MoshiEngine, settings: Settings) -> None:
         threads = settings.threads or measure_threads(engine)
         torch.set_num_threads(threads)
         log.info("%s steps on %d thread%s", settings.model_name, threads, "" if threads == 1 else "s")
+
+
+def _warm_up(engine: MoshiEngine) -> None:
+    """The first steps are slow, as libraries choose their ways: no call should wait for that."""
+    silence = np.zeros((engine.slots, engine.info.frame_samples), np.float32)
+    for rows in range(1, engine.slots + 1):
+        sampling = engine.default_sampling(rows)
+        for fresh in (True, False):
+            engine.step(StepInputs.free(range(rows), [fresh] * rows, silence[:rows], engine.info, sampling))
 
 
 def load_agent_model(settings: Settings) -> Model:

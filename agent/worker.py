@@ -201,7 +201,9 @@ class Worker:
     async def _admit(self, connection: ServerConnection) -> tuple[_Call, Seat]:
         """Check the first message, take a slot, answer ready; raises Refused."""
         try:
-            opened = wire.decode_from_bridge(_binary(await asyncio.wait_for(connection.recv(), OPEN_TIMEOUT_S)))
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                data = await connection.recv()
+            opened = wire.decode_from_bridge(_binary(data))
         except wire.WireError as error:
             raise Refused("protocol", str(error)) from None
         if not isinstance(opened, wire.Open):

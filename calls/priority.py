@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 
-MEDIA = -10  # a call's clock: little work, every 20 ms
-STEP = -5  # a worker's step: much work, every 80 ms
+MEDIA = -15  # a call's clock: little work, every 20 ms
+STEP = -12  # a worker's step: much work, every 80 ms
 
 
 def before_others(niceness: int) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from media.audio import CHUNK_S, SILENT_CHUNK
 from media.framing import Frame, Framer, leading_chunks
-from media.playout import Counts, Heard, Playout
+from media.playout import IN_HAND_SHAKY, Counts, Heard, Playout
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Crossing:
         leading = leading_chunks(self._boundary_at - self._monotonic())
         self.began = Began(self._wall() - leading * CHUNK_S, leading)
         self._framer = Framer(leading)
-        self._playout = Playout(leading)
+        self._playout = Playout(leading, in_hand=IN_HAND_SHAKY)
         return self._playout
 
     def _fail(self) -> None:

@@ -52,9 +52,12 @@ class Counts:
 
 
 class Playout:
-    """Frames in by `push`, pieces out by `pop`, one a tick; `first_tick` is where the call's clock stands."""
+    """Frames in by `push`, pieces out by `pop`, one a tick; `first_tick` is where the call's clock stands.
 
-    def __init__(self, first_tick: int = 0) -> None:
+    A call that begins with IN_HAND_SHAKY in hand goes to IN_HAND once CLEAN_TICKS have passed without an underrun.
+    """
+
+    def __init__(self, first_tick: int = 0, in_hand: int = IN_HAND) -> None:
         self.counts = Counts()
         self._tick = first_tick
         self._frames: deque[tuple[int, bytes]] = deque()  # rising k, the first may be played in part
@@ -67,7 +70,7 @@ class Playout:
         self._heard: deque[Heard] = deque(maxlen=HEARD_KEPT)
         self._heard_k = -1
         # how much delay is needed
-        self._in_hand = IN_HAND
+        self._in_hand = in_hand
         self._underran_at: deque[int] = deque(maxlen=2)
         self._clean_since = first_tick
         self._least_in_hand: int | None = None

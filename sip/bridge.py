@@ -162,7 +162,8 @@ class Bridge:
                     log.warning("no new calls can be taken: %s", away)
                 reachable = False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._over.wait(), self._settings.heartbeat_s)
+                async with asyncio.timeout(self._settings.heartbeat_s):
+                    await self._over.wait()
             if self._is_due() and not self._closing:
                 log.info("%d calls served: this process makes room for a fresh one", self._served)
                 self._stop.set()

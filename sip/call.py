@@ -250,7 +250,8 @@ class SipCall:
         """Ends a call that nobody acknowledged, or from whose caller nothing comes any more."""
         await self.leg.media_up.wait()
         try:
-            await asyncio.wait_for(self.leg.acknowledged.wait(), ACK_TIMEOUT_S)
+            async with asyncio.timeout(ACK_TIMEOUT_S):
+                await self.leg.acknowledged.wait()
         except TimeoutError:
             self.session.end(EndReason.FAILED, "the caller never acknowledged the answer")
             return

@@ -101,7 +101,8 @@ async def _keep(settings: Settings, configure: Configure, stop: _Stop) -> None:
         if time.monotonic() - began > STEADY_S:
             pause_s = FIRST_PAUSE_S
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.once.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await stop.once.wait()
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
 
@@ -134,7 +135,8 @@ async def _said(pipe: Connection) -> str:
     loop = asyncio.get_running_loop()
     loop.add_reader(pipe.fileno(), said.set)
     try:
-        await asyncio.wait_for(said.wait(), START_TIMEOUT_S)
+        async with asyncio.timeout(START_TIMEOUT_S):
+            await said.wait()
         return str(pipe.recv())
     except TimeoutError:
         return f"it wasn't ready within {START_TIMEOUT_S:g} s"

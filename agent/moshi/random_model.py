@@ -27,7 +27,7 @@ from agent.moshi.text import EPAD, PAD
 
 TEXT_CARD = 200
 CARD = 64
-CODEBOOKS = 8  # of either side
+CODEBOOKS = 4  # of either side: each costs a depth step
 PEAK = 0.5  # of the agent's sound, 1.0 being full scale
 PAD_LOGIT = 4.0  # above the spread of the other tokens' logits, about 1: some two thirds of the frames are padding
 EPAD_LOGIT = 2.0
@@ -126,7 +126,7 @@ def _lean_towards_padding(lm: dict[str, torch.Tensor], dim: int) -> None:
     """Text logits have no bias, so all embeddings share a direction along which PAD's and EPAD's rows read one."""
     for name, tensor in lm.items():
         if name.startswith(("emb.", "text_emb.")):
-            tensor[:, 0] = np.sqrt(dim) / 2  # 17 of them outweigh all the rest: the normed stream's first value is
+            tensor[:, 0] = np.sqrt(dim) / 2  # nine of them outweigh all the rest: the normed stream's first value is
             # then nearly the square root of dim
     lm["text_linear.weight"][:, 0] = 0
     for token, logit in ((PAD, PAD_LOGIT), (EPAD, EPAD_LOGIT)):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from media.audio import CHUNK, CHUNK_BYTES, FRAME_BYTES, SILENT_CHUNK, to_pcm16
-from media.playout import CLEAN_TICKS, HARD_BOUND, MOST_QUEUED, Playout
+from media.playout import CLEAN_TICKS, HARD_BOUND, IN_HAND_SHAKY, MOST_QUEUED, Playout
 
 LOUD = 8000
 
@@ -116,6 +116,15 @@ def test_two_underruns_within_5_s_put_two_pieces_in_hand_and_10_clean_seconds_ta
     assert heard[0] is None, "one more piece is waited for"
     steady(playout, 5, 5 + CLEAN_TICKS // 4)
     assert playout.in_hand == 1
+
+
+def test_a_call_that_begins_with_two_pieces_in_hand_gives_one_back_when_the_way_is_calm() -> None:
+    playout = Playout(in_hand=IN_HAND_SHAKY)
+    assert steady(playout, 0, 1) == [None, None, *range(6)]
+    for k in range(2, 2 + 2 * CLEAN_TICKS // 4):
+        playout.push(k, frame(k, level=-4 * k))  # quiet, so that a piece may go
+        run(playout, 4)
+    assert (playout.in_hand, playout.queued, playout.counts.shed) == (1, 1, 1)
 
 
 def test_delay_that_is_not_needed_is_given_back_in_quiet_pieces() -> None:
