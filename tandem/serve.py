@@ -7,7 +7,9 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -113,7 +115,16 @@ def welcome(settings: Settings) -> str:
   kept in     {here}
 
   Phone it with any SIP phone on this machine, or with ours:
-  [bold]tandem phone sip:agent@{sip} --play hello.wav --record answer.wav[/bold]
-  then read what was said: [bold]tandem call list[/bold]
+  [bold]{_command()} phone sip:agent@{sip} --record answer.wav[/bold]
+  then read what was said: [bold]{_command()} call list[/bold]
   Ctrl-C ends everything in order.
 """
+
+
+def _command() -> str:
+    """How this user starts us from here: the name if the shell would find it, else the way to it."""
+    program = Path(sys.argv[0])
+    found = shutil.which("tandem")
+    if program.name != "tandem" or (found is not None and Path(found).resolve() == program.resolve()):
+        return "tandem"
+    return os.path.relpath(program)

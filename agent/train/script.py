@@ -1,4 +1,4 @@
-"""What is said in a call, by whom and when: text and timing only, so that a call is written before any sound is made."""
+"""What is said in a call, by whom and when: text and timing only, so that it is written before there is sound."""
 
 from __future__ import annotations
 

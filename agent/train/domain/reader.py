@@ -1,4 +1,4 @@
-"""Reads the phrasings from their files and checks them: what callers say for each intent, and what the agent answers."""
+"""Reads the phrasings from their files and checks them: what callers say, and what the agent answers."""
 
 from __future__ import annotations
 

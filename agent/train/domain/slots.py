@@ -46,7 +46,7 @@ VALUES: Mapping[SlotName, tuple[str, ...]] = {
 }  # fmt: skip
 BOOKING_SLOTS: tuple[SlotName, ...] = ("people", "day", "time", "name")
 
-# What stands in braces in a phrasing -> the slot that it says. The forms differ in grammar and in the values they allow.
+# What stands in braces in a phrasing -> the slot that it says. Forms differ in grammar and in the values they allow.
 FORMS: Mapping[str, SlotName] = {
     "people": "people",  # "four"
     "persons": "people",  # "four people", "one person"
@@ -118,7 +118,7 @@ def _say(form: str, value: str, random: Random) -> str:
 
 def is_held_out_pair(one: tuple[SlotName, str], other: tuple[SlotName, str]) -> bool:
     """Whether training never sees these two values in one booking: one pair in eight, picked by a hash."""
-    key = "|".join(f"{slot}={value}" for slot, value in sorted((one, other)))
+    key = "|".join(["held out", *(f"{slot}={value}" for slot, value in sorted((one, other)))])
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_PAIR_SHARE == 0
 
 
@@ -137,9 +137,9 @@ def draw_booking(random: Random, *, held_out: bool) -> Slots:
 
 
 def redraw(booking: Mapping[SlotName, str], slot: SlotName, random: Random, *, held_out: bool) -> str:
-    """Another value for one slot of a booking; the old one where no other keeps a training booking among training's.
+    """Another value for a slot, or a first one, such that a training booking stays one.
 
-    A held-out booking stays held out where that is possible.
+    Where no other value does, the old one. A held-out booking stays held out where that is possible.
     """
     values = [value for value in VALUES[slot] if value not in (booking.get(slot), CLOSED_DAY)]
     same_side = [value for value in values if is_held_out({**booking, slot: value}) == held_out]
