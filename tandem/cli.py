@@ -18,9 +18,11 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 model = typer.Typer(help="Try and check models.", no_args_is_help=True, rich_markup_mode=None)
 call = typer.Typer(help="What was said in calls.", no_args_is_help=True, rich_markup_mode=None)
+train = typer.Typer(help="Teach a small Moshi.", no_args_is_help=True, rich_markup_mode=None)
 db = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model, name="model")
 app.add_typer(call, name="call")
+app.add_typer(train, name="train")
 app.add_typer(db, name="db")
 
 
@@ -117,6 +119,21 @@ def call_show(call_id: Annotated[str, typer.Argument(help="a call's id, from `ta
     from tandem.call_commands import show_call
 
     show_call(load_settings(), call_id)
+
+
+@train.command("data")
+def train_data(
+    folder: Annotated[Path, typer.Argument(help="where the calls go; what is there already is kept")],
+    calls: Annotated[int, typer.Option(min=1, max=100_000, help="how many")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same calls")] = 0,
+    split: Annotated[str, typer.Option(help="training, or held-out voices or family with held-out phrasings")]
+        = "training",
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="processes; default: one a core")] = None,
+) -> None:
+    """Make calls of the restaurant's reception in the public fine-tuning format: stereo WAV, JSONL, word times."""
+    from tandem.train_commands import make_data
+
+    make_data(folder, calls, seed, split, workers)
 
 
 def main() -> None:

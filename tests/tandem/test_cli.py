@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.train.dataset import read_list
 from tandem.cli import main
 
 Run = Callable[..., str]
@@ -80,3 +81,20 @@ def test_a_recording_that_isnt_there_is_named(refused: Run) -> None:
 
 def test_calls_cant_be_listed_where_no_database_runs(refused: Run) -> None:
     assert "data" in refused("call", "list")
+
+
+def test_a_split_that_isnt_one_is_named(refused: Run, tmp_path: Path) -> None:
+    said = refused("train", "data", str(tmp_path / "calls"), "--split", "other")
+    assert said.startswith("tandem: --split other: give one of training")
+
+
+def test_calls_to_train_on_are_made_and_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "calls"
+    monkeypatch.setattr(sys, "argv", ["tandem", "train", "data", str(folder), "--calls", "2", "--workers", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"{folder / 'calls.jsonl'}\n"
+    assert [entry.path.name for entry in read_list(folder / "calls.jsonl")] == ["000000.wav", "000001.wav"]
