@@ -194,6 +194,7 @@ class Router:
         self._acquire = script(redis, "model", "acquire")
         self._renew = script(redis, "model", "renew")
         self._release = script(redis, "model", "release")
+        self._leave = script(redis, "model", "leave")
 
     async def acquire(self, call: str, model: str, *, fence_above: int = 0) -> Lease:
         """A slot on the least loaded worker that offers `model`; raises Busy, NoWorker or RoutingUnavailable.
@@ -238,6 +239,11 @@ class Router:
         """Frees the slot at once; may be repeated. An older fence never frees a newer lease."""
         args = (lease.call, lease.fence, _ms(FENCE_KEPT_S))
         await _ask(lambda: self._release(_model_keys(lease.model, lease.call), args), self._wait_s)
+
+    async def avoid(self, lease: Lease) -> None:
+        """The lease's worker can't be reached: no call for its model is sent there until its next sign of life."""
+        keys, args = _model_keys(lease.model), (lease.worker, lease.epoch)
+        await _ask(lambda: self._leave(keys, args), self._wait_s)
 
     def token(self, lease: Lease) -> str:
         return sign_lease(lease, self._secret)

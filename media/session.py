@@ -66,6 +66,7 @@ class Leases(Protocol):
     async def acquire(self, call: str, model: str, *, fence_above: int = 0) -> Lease: ...
     async def renew(self, lease: Lease) -> Lease: ...
     async def release(self, lease: Lease) -> None: ...
+    async def avoid(self, lease: Lease) -> None: ...
     def token(self, lease: Lease) -> str: ...
 
 
@@ -205,6 +206,9 @@ class Session:
                 link = await self._opening
             except WorkerLost as lost:
                 log.warning("call %s: worker %s: %s: %s", self.call, lease.worker, lost.code, lost)
+                if lost.code == "unreachable":  # the next one may get another, and this one too
+                    with contextlib.suppress(RoutingUnavailable):
+                        await self._leases.avoid(lease)
                 if attempt < CONNECT_ATTEMPTS:
                     continue
                 if lost.code == "busy":

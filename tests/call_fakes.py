@@ -132,6 +132,7 @@ class FakeLeases:
     models: list[str] = field(default_factory=list)  # asked for
     held: dict[str, Lease] = field(default_factory=dict)
     renewed: int = 0
+    avoided: list[int] = field(default_factory=list)  # the fences of leases whose worker couldn't be reached
 
     async def acquire(self, call: str, model: str, *, fence_above: int = 0) -> Lease:
         self.models.append(model)
@@ -153,6 +154,9 @@ class FakeLeases:
 
     async def release(self, lease: Lease) -> None:
         self.held.pop(lease.call, None)
+
+    async def avoid(self, lease: Lease) -> None:
+        self.avoided.append(lease.fence)
 
     def token(self, lease: Lease) -> str:
         return f"token-{lease.fence}"

@@ -186,6 +186,7 @@ async def test_a_lease_on_a_dead_worker_is_tried_once_more(bench: Bench) -> None
     session = bench.session()
     assert await session.prepare()
     assert bench.worker.opens[0].lease == "token-2"
+    assert bench.leases.avoided == [1], "nobody else should be sent there"
     assert session.state is State.READY
     await session.close()
 
