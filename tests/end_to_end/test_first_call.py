@@ -201,13 +201,22 @@ async def test_a_slot_is_free_again_when_its_bridge_dies_and_the_next_call_is_se
     assert [report.status for report in await asyncio.gather(*calls)] == [200, 200]
 
 
-def test_calls_can_be_listed_and_shown(served: Served) -> None:
+async def test_calls_can_be_listed_and_shown(served: Served) -> None:
+    await phone(served.uri("to-be-listed"), seconds=8)
+    row = await _ended(served, lambda row: "to-be-listed@" in (row.callee or ""))
     listed = served.tandem("call", "list")
     assert listed.returncode == 0, listed.stderr
-    row = next(line for line in listed.stdout.splitlines() if "random" in line)
-    shown = served.tandem("call", "show", row.split()[0])
+    [line] = [line for line in listed.stdout.splitlines() if line.startswith(row.id)]
+    for told in (f"sip:to-be-listed@127.0.0.1:{served.sip_port}", "random", "caller_hung_up 200"):
+        assert told in line
+    shown = served.tandem("call", "show", row.id)
     assert shown.returncode == 0, shown.stderr
-    assert "agent: " in shown.stdout
+    store = Store(running_postgres(served.folder / "data"))
+    spoken = await store.utterances(row.id)
+    await store.close()
+    assert spoken
+    for utterance in spoken:
+        assert f"{utterance.start_s:8.2f} {utterance.end_s:8.2f}  agent: {utterance.text}\n" in shown.stdout
     missing = served.tandem("call", "show", "nothing")
     assert (missing.returncode, missing.stderr) == (1, "tandem: there is no call nothing\n")
 
