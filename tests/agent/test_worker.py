@@ -129,6 +129,9 @@ async def test_a_slot_is_free_again_when_its_bridge_is_cut_off(start: Start) -> 
         async with asyncio.timeout(5):
             while worker.heartbeat().models["echo"][1]:
                 await asyncio.sleep(0.01)
+    async with _opened(worker, "two") as (_, answer):
+        assert isinstance(answer, wire.Ready)
+        assert answer.slot == 0
 
 
 async def test_the_lease_of_a_bridge_that_is_cut_off_is_given_back(start: Start, redis: Redis) -> None:

@@ -245,21 +245,6 @@ async def test_a_worker_that_restarted_has_no_leases_of_its_old_start(
         await router.acquire("third", MODEL)
 
 
-async def test_a_worker_that_cant_be_reached_gets_no_call_until_its_next_sign_of_life(
-    router: Router, workers: WorkerRegistry,
-) -> None:
-    await workers.beat(beat("a", slots=4))
-    await workers.beat(beat("b", slots=1))
-    first = await router.acquire("call", MODEL)
-    assert first.worker == "a"
-    await router.avoid(first)
-    assert (await router.acquire("call", MODEL, fence_above=first.fence)).worker == "b"
-    with pytest.raises(Busy):
-        await router.acquire("another", MODEL)
-    await workers.beat(beat("a", slots=4))
-    assert (await router.acquire("another", MODEL)).worker == "a"
-
-
 async def test_leaving_with_an_old_epoch_doesnt_touch_the_new_start(
         redis: Redis, router: Router, workers: WorkerRegistry) -> None:
     await workers.beat(beat("w"))

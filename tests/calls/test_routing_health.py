@@ -13,6 +13,7 @@ from calls.connect import open_redis
 from calls.routing import (
     BridgeHealth,
     BridgeRegistry,
+    Busy,
     Heartbeat,
     Lease,
     Router,
@@ -86,3 +87,19 @@ async def test_a_worker_that_drains_or_has_no_slots_isnt_ready(redis: Redis, wor
     assert not (await health(redis)).ready
     await workers.beat(beat("w1", 4, draining=True))
     assert not (await health(redis)).ready
+
+
+async def test_a_worker_that_cant_be_reached_gets_no_call_until_its_next_sign_of_life(
+    redis: Redis, workers: WorkerRegistry,
+) -> None:
+    router = Router(redis, SECRET, lease_s=60)
+    await workers.beat(beat("a", slots=4))
+    await workers.beat(beat("b", slots=1))
+    first = await router.acquire("call", MODEL)
+    assert first.worker == "a"
+    await router.avoid(first)
+    assert (await router.acquire("call", MODEL, fence_above=first.fence)).worker == "b"
+    with pytest.raises(Busy):
+        await router.acquire("another", MODEL)
+    await workers.beat(beat("a", slots=4))
+    assert (await router.acquire("another", MODEL)).worker == "a"

@@ -109,18 +109,18 @@ async def test_an_ordinary_phone_talks_with_the_agent_for_half_a_minute(served: 
     found = await store.search(utterances[0].words[0].text)
     await store.close()
     kept = [word for utterance in utterances for word in utterance.words]
-    assert len(kept) >= 10
-    assert [word.text for word in kept] == [word.text for word in words][:len(kept)]
-    assert len(words) - len(kept) <= 1  # the hang-up may have come before the last one was heard
+    assert len(words) >= 10
+    assert 0 <= len(kept) - len(words) <= 2  # words that the hang-up cut short
     for word, timed in zip(kept, words, strict=False):
-        assert (word.first_k, word.last_k) == (timed.first_k, timed.last_k)
+        assert (word.text, word.first_k, word.last_k) == (timed.text, timed.first_k, timed.last_k)
         heard_s = (timed.first_k + 1) * FRAME_S - tokens_from_s + delay_ms / 1000  # Moshi's delay is one frame
         assert word.start_s == pytest.approx(heard_s, abs=0.08)
     assert row.id in {match.call for match in found}
 
 
 def _what_the_worker_did(served: Served, call: str) -> tuple[Samples, list[TimedWord], float]:
-    """From the token log: the agent's sound, its words, and when in the call's frames the log begins."""
+    """From the token log, which ends with what was heard: the agent's sound, the words that were over by then, and
+    when in the call's frames the log begins."""
     torch.set_num_threads(1)
     model = load_model(served.folder / "data" / "models" / "random")
     header, steps = read_token_log(token_log_path(served.folder / "data", call))
@@ -135,7 +135,7 @@ def _what_the_worker_did(served: Served, call: str) -> tuple[Samples, list[Timed
     with torch.inference_mode():
         decoded = model.mimi.decode(torch.from_numpy(codes.astype(np.int64))[None])[0].numpy()
     # frame k of the codes is heard as the agent's frame k + largest delay
-    return decoded, [word for word in [*words, timer.end()] if word], (header.first_k + max(delays)) * FRAME_S
+    return decoded, [word for word in words if word], (header.first_k + max(delays)) * FRAME_S
 
 
 async def test_four_calls_share_one_sip_process_and_a_fifth_is_turned_away_with_a_row(served: Served) -> None:
