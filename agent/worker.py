@@ -257,8 +257,8 @@ class Worker:
                     self._post(call, wire.encode(ping))
                 case wire.Control(id=control):
                     self._post(call, wire.encode(wire.Outcome(control, max(call.last_k, 0), "unsupported")))
-                case wire.Open():
-                    raise wire.WireError("a second open")
+                case wire.Open() | wire.History():
+                    raise wire.WireError("an open or a history in a call that runs")
                 case wire.Close():
                     await self._finish(call)
                     return

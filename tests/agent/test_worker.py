@@ -186,6 +186,7 @@ async def test_a_token_serves_for_one_connection_and_a_higher_fence_takes_the_ca
 
 @pytest.mark.parametrize("message", [
     wire.encode(wire.Audio(0, b"\0\0")), b"\x01", b"\x03{}", wire.encode(wire.Open("again", "")),
+    wire.encode(wire.History((), {}), wire.StepLayout(0, 0, 0)),
     "text", wire.encode(wire.Audio(3, bytes(2 * FRAME))) * 2,
 ])
 async def test_what_breaks_the_protocol_ends_the_connection_with_one_error(start: Start, message: bytes | str) -> None:

@@ -121,6 +121,8 @@ async def test_a_watermark_of_another_source_or_fence_says_nothing_about_ours(re
         await read_all(reader, 2)
         await reader.publish({Series("call", "other", 1): 9, Series("call", "bridge", 2): 1})
         await until(lambda: writer.unsaved == 1, "fence 2 is saved")
+        await asyncio.sleep(0.1)
+        assert writer.unsaved == 1, "the other source's watermark has saved nothing of ours"
         await reader.publish({Series("call", "bridge", 1): 1})
         await until(lambda: writer.unsaved == 0, "fence 1 is saved")
 
@@ -133,6 +135,7 @@ async def test_watermarks_never_go_back(redis: Redis) -> None:
         for n in range(5):
             writer.emit("call", 1, answered(n))
         await until(lambda: writer.unsaved == 0, "all five are saved")
+        assert writer.dropped == 0
 
 
 @pytest.mark.parametrize("loses", ["everything", "its end", "one stream"])

@@ -214,6 +214,11 @@ async def test_a_persister_waits_for_its_tables_to_be_made_and_makes_them(
     async with persisting(load_settings(redis_url=redis_url, database_url=new_database_url)), writing(redis) as writer:
         writer.emit("call", 0, RECEIVED)
         await until(lambda: writer.unsaved == 0, "it is saved")
+    store = Store(new_database_url)
+    row = await store.call("call")
+    await store.close()
+    assert row is not None
+    assert row.caller == RECEIVED.caller
 
 
 @pytest.mark.parametrize("missing", ["redis_url", "database_url"])
@@ -229,9 +234,11 @@ async def test_a_stop_ends_a_persister_that_waits_for_its_servers(tmp_path: Path
     stop = asyncio.Event()
     task = asyncio.create_task(persist.run(settings, stop))
     await asyncio.sleep(0.05)
+    assert not task.done(), "it waits for its servers"
     stop.set()
-    async with asyncio.timeout(30):
-        await task
+    _, waiting = await asyncio.wait([task], timeout=30)
+    assert not waiting
+    task.result()
 
 
 async def test_nothing_is_lost_or_doubled_when_redis_and_postgres_fail_in_turn(tmp_path: Path) -> None:

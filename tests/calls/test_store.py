@@ -267,6 +267,8 @@ def test_roles_that_upgrade_at_once_wait_for_each_other(new_database_url: str) -
     with ThreadPoolExecutor(4) as roles:
         for upgraded in [roles.submit(upgrade, new_database_url) for _ in range(4)]:
             upgraded.result()
+    with closing(psycopg.connect(new_database_url)) as connection:
+        assert connection.execute("SELECT count(*) FROM calls").fetchone() == (0,)
 
 
 @given(arrived=st.lists(st.integers(1, 30)), sequence=st.integers(0, 10), floor=st.integers(1, 15))

@@ -254,7 +254,9 @@ async def test_draining_is_bounded_when_the_line_stands_still(
     session.end(EndReason.SHUTDOWN)
     async with asyncio.timeout(5):
         await session.over()
+    assert session.state is State.ENDED
     await session.close()
+    assert bench.events.ended.reason is EndReason.SHUTDOWN
 
 
 async def test_a_lost_worker_ends_the_call_after_what_was_said(bench: Bench) -> None:

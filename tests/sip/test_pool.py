@@ -111,7 +111,8 @@ def test_the_endpoint_ends_when_its_parent_is_killed(around: Surroundings, own_b
     [child] = own_bridge.children()
     own_bridge.process.kill()
     own_bridge.process.wait()
-    wait_for(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
+    command = Path(f"/proc/{child}/cmdline")
+    assert wait_for(lambda: not command.exists() or not command.read_bytes())
 
 
 def test_a_port_that_is_taken_is_told_in_one_line(around: Surroundings, tmp_path: Path) -> None:
