@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 PARTS = {
     "reference": "Beside the reference implementation",
     "phases": "Calls of random phases",
+    "stt": "The caller's words",
 }
 
 

@@ -19,10 +19,12 @@ app = typer.Typer(
 model = typer.Typer(help="Try and check models.", no_args_is_help=True, rich_markup_mode=None)
 call = typer.Typer(help="What was said in calls.", no_args_is_help=True, rich_markup_mode=None)
 train = typer.Typer(help="Teach a small Moshi.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 db = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model, name="model")
 app.add_typer(call, name="call")
 app.add_typer(train, name="train")
+app.add_typer(bench, name="bench")
 app.add_typer(db, name="db")
 
 
@@ -134,6 +136,87 @@ def train_data(
     from tandem.train_commands import make_data
 
     make_data(folder, calls, seed, split, workers)
+
+
+@train.command("stt")
+def train_stt(
+    folder: Annotated[Path, typer.Argument(help="where the model goes; a training that is there goes on")],
+    calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
+    held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
+    agent: Annotated[Path, typer.Option(help="the checkpoint folder whose Mimi and tokenizer encoded them")],
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000)] = 2400,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="windows of 20 s in a step")] = 8,
+    dim: Annotated[int, typer.Option(min=16, max=4096, help="of the model: a multiple of 16")] = 256,
+    delay: Annotated[float, typer.Option(min=0.08, max=5, help="seconds that words come late")] = 0.5,
+    processes: Annotated[int | None, typer.Option(min=1, max=64, help="default: one a core, on a GPU one")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Teach speech-to-text: the caller's words and pauses, on the codes that the agent hears."""
+    from tandem import train_stt_command
+
+    train_stt_command.train_stt(folder, calls, held_out, agent, steps=steps, batch=batch, dim=dim, delay_s=delay,
+                                processes=processes, device=device, seed=seed)
+
+
+@bench.command("conversation")
+def conversation(
+    rows: Annotated[str, typer.Option(help="which, with commas between them; default: all")] = "",
+    count: Annotated[int, typer.Option(min=1, max=100_000, help="trials a row")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same callers, and offline the same "
+                                      "answers")] = 0,
+    name: Annotated[str | None, typer.Option("--model", help="`random`, `moshiko`, a folder, a repository; "
+                                             "default: the default agent's")] = None,
+    slots: Annotated[int | None, typer.Option(min=1, max=512, help="calls at once; default: as the settings say")]
+        = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N")] = None,
+    band: Annotated[str, typer.Option(help="offline, the callers' line: clean, wide_band or phone (G.711)")] = "phone",
+    sip: Annotated[bool, typer.Option("--sip", help="phone a `tandem serve` of its own, in real time, G.711")] = False,
+    uri: Annotated[str | None, typer.Option(help="phone a Tandem that runs: sip:agent@127.0.0.1; the settings name "
+                                            "its Redis")] = None,
+    held: Annotated[float, typer.Option(min=0.5, max=60, help="seconds for which answers are held back")] = 8.0,
+    silence: Annotated[float, typer.Option(min=5, max=120, help="seconds of a long silence")] = 60.0,
+    text_only: Annotated[bool, typer.Option("--text-only", help="don't judge the sound by the recogniser")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="where to keep all figures and dialogues")] = None,
+) -> None:
+    """Scripted callers talk with a model: are answers right, in new voices and words, when interrupted, when held?"""
+    from tandem.bench_commands import Order, bench_conversation
+
+    log.configure("bench", "warning")
+    given = {key: value for key, value in (("model", name), ("slots", slots), ("device", device)) if value is not None}
+    keys = tuple(key.strip() for key in rows.split(",") if key.strip())
+    order = Order(keys, count, seed, band, held, silence, sip, uri, text_only)
+    bench_conversation(load_settings(**given), order, json_file)
+
+
+@train.command("lora")
+def train_lora(
+    model: Annotated[str, typer.Argument(help="the checkpoint: `moshiko`, `moshika`, a folder, a repository")],
+    calls: Annotated[Path, typer.Argument(help="list of stereo calls with word times, a .jsonl")],
+    folder: Annotated[Path, typer.Argument(help="where the tuned model goes; a training that is there goes on")],
+    held_out: Annotated[Path | None, typer.Option(help="list of calls to judge by; default: each tenth call")] = None,
+    rank: Annotated[int, typer.Option(min=1, max=4096, help="of the adapters")] = 128,
+    scaling: Annotated[float, typer.Option(min=0.01, max=100, help="of what the adapters add")] = 2.0,
+    ft_embed: Annotated[bool, typer.Option("--ft-embed", help="train the embeddings too, as a whole")] = False,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, max=1, help="at its highest")] = 2e-6,
+    steps: Annotated[int, typer.Option(min=1, max=1_000_000)] = 2000,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="windows in a step")] = 16,
+    window: Annotated[float, typer.Option(min=1, max=600, help="seconds of a window")] = 100.0,
+    at_once: Annotated[int, typer.Option(min=1, max=4096, help="windows kept in memory together; where that is "
+                                         "the whole batch, a step takes a third less time")] = 1,
+    copies: Annotated[int, typer.Option(min=1, max=100, help="of each call: itself, and its caller over other "
+                                        "phone lines")] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    processes: Annotated[int | None, typer.Option(min=1, max=64, help="default: one a core, on a GPU one")] = None,
+) -> None:
+    """Fine-tune any checkpoint with low-rank adapters, from calls in the public fine-tuning format."""
+    from tandem import train_lora_command
+
+    train_lora_command.train_lora(
+        model, calls, folder, held_out, rank=rank, scaling=scaling, ft_embed=ft_embed, learning_rate=learning_rate,
+        steps=steps, batch=batch, window_s=window, at_once=at_once, copies=copies, seed=seed, device=device,
+        processes=processes)
 
 
 def main() -> None:

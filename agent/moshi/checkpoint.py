@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from agent.moshi.config import FIRST_7B, FIRST_MIMI, NOT_THE_LMS, ConfigError, LMConfig, MimiConfig
+from agent.moshi.config import FIRST_7B, FIRST_MIMI, NOT_THE_LMS, ConfigError, LMConfig, LoraConfig, MimiConfig
 from agent.moshi.lm import LanguageModel
+from agent.moshi.lora import Adapters
 from agent.moshi.mimi import Mimi
 from agent.moshi.safetensors_file import CheckpointError, SafetensorsFile
 
-__all__ = ["CheckpointError", "Model", "load_model"]
+__all__ = ["CheckpointError", "Model", "ModelFile", "load_codec", "load_model"]
 
 NAMES = {"moshiko": "kyutai/moshiko-pytorch-bf16", "moshika": "kyutai/moshika-pytorch-bf16"}
 
@@ -34,7 +36,18 @@ _TEXT_FILE = "tokenizer_spm_32k_3.model"
 _OLD_NAMES = {"inited": "_initialized", "cluster_size": "cluster_usage", "embed_avg": "embedding_sum",
               "embed_sum": "embedding_sum"}
 
-Find = Callable[[str, bool], Path | None]  # a file's name, whether it must be there -> where it lies
+_ELSEWHERE = "hf://"  # begins a file's name that is a repository's: hf://owner/name/file
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One of a checkpoint's files. `name` is how a config names it: hf://owner/name/file where a repository has it."""
+
+    name: str
+    path: Path
+
+
+Find = Callable[[str, bool], ModelFile | None]  # a file's name, whether it must be there
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Model:
     generation: Mapping[str, Any]  # the checkpoint's own sampling: temp, temp_text, top_k, top_k_text
     config: Mapping[str, Any]  # config.json as it stands
     mimi_config: Mapping[str, Any]
+    files: Mapping[str, ModelFile] = field(default_factory=dict)  # by the keys that name them in config.json
 
     @property
     def device(self) -> torch.device:
@@ -61,32 +75,49 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype:
     Mimi is float32 always. No tensor is in memory twice. Raises CheckpointError, one line that names what is
     missing, misshapen, unexpected, truncated or unknown.
     """
-    name, find = _locate(source, revision)
+    found = _find_files(source, revision)
+    name, config, files = found.name, found.config, dict(found.files)
     device = torch.device(device)
-    config_path = find("config.json", False)
-    config = {} if config_path is None else _read_json(config_path)
-    for key in ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name"):
-        if not isinstance(config.get(key, ""), str):
-            raise CheckpointError(f"{name}: config.json: {key} must be a file's name, not {config[key]!r}")
-    text_path = find(config.get("tokenizer_name", _TEXT_FILE), "tokenizer_name" in config)
-    mimi_config: Mapping[str, Any] = FIRST_MIMI
-    if config.get("mimi_config_name"):
-        mimi_config = _read_json(_found(find(config["mimi_config_name"], True)))
-    moshi_path = _found(find(config.get("moshi_name", _MOSHI_FILE), True))
-    mimi_path = _found(find(config.get("mimi_name", _MIMI_FILE), True))
-    with SafetensorsFile(moshi_path) as moshi_file, SafetensorsFile(mimi_path) as mimi_file:
+    with ExitStack() as opened:
+        moshi_file = opened.enter_context(SafetensorsFile(files["moshi_name"].path))
         try:
             lm_config = LMConfig.from_dict(_with_content(config, moshi_file))
-            codec_config = MimiConfig.from_dict(mimi_config)
+            lora_config = LoraConfig.from_dict(config)
+            codec_config = MimiConfig.from_dict(found.mimi_config)
         except ConfigError as error:
             raise CheckpointError(f"{name}: {error}") from None
         _check_pair(name, lm_config, codec_config)
         with torch.device("meta"):
-            lm, mimi = LanguageModel(lm_config), Mimi(codec_config)
+            lm = LanguageModel(lm_config)
+        adapters = None
+        if lora_config is not None:
+            files["lora_name"] = _found(found.find(lora_config.name, True))
+            adapters = Adapters(opened.enter_context(SafetensorsFile(files["lora_name"].path)), lora_config, lm)
+        mimi = _mimi(codec_config, files, device)
         fill(lm, moshi_file, device, dtype or _stored_dtype(moshi_file))
-        fill(mimi, mimi_file, device, torch.float32)
+        if adapters is not None:
+            adapters.merge_into(lm)
     generation = config.get("lm_gen_config") or {}
-    return Model(name, lm.eval(), mimi.eval(), text_path, generation, config, mimi_config)
+    return Model(name, lm.eval(), mimi, found.tokenizer_path, generation, config, found.mimi_config, files)
+
+
+def load_codec(source: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None
+               ) -> tuple[Mimi, Path | None]:
+    """A checkpoint's Mimi and the path of its tokenizer, without its language model; as load_model otherwise."""
+    found = _find_files(source, revision)
+    try:
+        config = MimiConfig.from_dict(found.mimi_config)
+    except ConfigError as error:
+        raise CheckpointError(f"{found.name}: {error}") from None
+    return _mimi(config, found.files, torch.device(device)), found.tokenizer_path
+
+
+def _mimi(config: MimiConfig, files: Mapping[str, ModelFile], device: torch.device) -> Mimi:
+    with torch.device("meta"):
+        mimi = Mimi(config)
+    with SafetensorsFile(files["mimi_name"].path) as file:
+        fill(mimi, file, device, torch.float32)
+    return mimi.eval()
 
 
 @torch.no_grad()
@@ -170,34 +201,80 @@ def _check_pair(name: str, lm: LMConfig, mimi: MimiConfig) -> None:
                               f"Mimi's {mimi.codebook_size}")
 
 
+@dataclass(frozen=True)
+class _Found:
+    """A checkpoint's files and what its configs say, before its weights are read."""
+
+    name: str
+    find: Find
+    config: Mapping[str, Any]
+    mimi_config: Mapping[str, Any]
+    files: Mapping[str, ModelFile]
+
+    @property
+    def tokenizer_path(self) -> Path | None:
+        return self.files["tokenizer_name"].path if "tokenizer_name" in self.files else None
+
+
+def _find_files(source: str | Path, revision: str | None) -> _Found:
+    name, find = _locate(source, revision)
+    config_file = find("config.json", False)
+    config = {} if config_file is None else _read_json(config_file.path)
+    for key in ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name"):
+        if not isinstance(config.get(key, ""), str):
+            raise CheckpointError(f"{name}: config.json: {key} must be a file's name, not {config[key]!r}")
+    tokenizer = find(config.get("tokenizer_name", _TEXT_FILE), "tokenizer_name" in config)
+    files = {"tokenizer_name": tokenizer} if tokenizer else {}
+    mimi_config: Mapping[str, Any] = FIRST_MIMI
+    if config.get("mimi_config_name"):
+        files["mimi_config_name"] = _found(find(config["mimi_config_name"], True))
+        mimi_config = _read_json(files["mimi_config_name"].path)
+    files["moshi_name"] = _found(find(config.get("moshi_name", _MOSHI_FILE), True))
+    files["mimi_name"] = _found(find(config.get("mimi_name", _MIMI_FILE), True))
+    return _Found(name, find, config, mimi_config, files)
+
+
 def _locate(source: str | Path, revision: str | None) -> tuple[str, Find]:
     """The model's name, and how to find its files: in a folder, or by download into the Hugging Face cache."""
     repository = NAMES.get(str(source), str(source))
     folder = Path(source)
     if folder.is_dir():
-        def find(file: str, needed: bool) -> Path | None:
+        def find(file: str, needed: bool) -> ModelFile | None:
+            if file.startswith(_ELSEWHERE):
+                return _download(file, needed)
             path = folder / file
             if needed and not path.is_file():
                 raise CheckpointError(f"{folder}: {file} is missing")
-            return path if path.is_file() else None
+            return ModelFile(file, path) if path.is_file() else None
 
         return folder.resolve().name, find
     if isinstance(source, Path) or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise CheckpointError(f"{source}: no such folder; give a folder, {', '.join(NAMES)} or a repository owner/name")
 
-    def download(file: str, needed: bool) -> Path | None:
-        try:
-            return Path(hf_hub_download(repository, file, revision=revision))
-        except LocalEntryNotFoundError:
-            raise CheckpointError(f"{repository}: can't be reached, and {file} is not in the cache") from None
-        except EntryNotFoundError:
-            if needed:
-                raise CheckpointError(f"{repository}: {file} is missing") from None
-            return None
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise CheckpointError(f"{repository}: {file}: {' '.join(str(error).split())[:200]}") from None
+    def fetch(file: str, needed: bool) -> ModelFile | None:
+        if file.startswith(_ELSEWHERE):
+            return _download(file, needed)
+        return _download(f"{_ELSEWHERE}{repository}/{file}", needed, revision)
 
-    return repository.split("/")[-1], download
+    return repository.split("/")[-1], fetch
+
+
+def _download(name: str, needed: bool, revision: str | None = None) -> ModelFile | None:
+    """The file hf://owner/name/file, from the Hugging Face cache or into it."""
+    owner, repository, file = [*name.removeprefix(_ELSEWHERE).split("/", 2), "", ""][:3]
+    repository = f"{owner}/{repository}"
+    if not file:
+        raise CheckpointError(f"{name}: is no file of a repository, {_ELSEWHERE}owner/name/file")
+    try:
+        return ModelFile(name, Path(hf_hub_download(repository, file, revision=revision)))
+    except LocalEntryNotFoundError:
+        raise CheckpointError(f"{repository}: can't be reached, and {file} is not in the cache") from None
+    except EntryNotFoundError:
+        if needed:
+            raise CheckpointError(f"{repository}: {file} is missing") from None
+        return None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(f"{repository}: {file}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -210,6 +287,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _found(path: Path | None) -> Path:
-    assert path is not None
-    return path
+def _found(file: ModelFile | None) -> ModelFile:
+    assert file is not None
+    return file

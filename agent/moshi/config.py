@@ -13,8 +13,8 @@ from typing import Any
 from agent.moshi.config_keys import ConfigError, Keys
 
 __all__ = [
-    "EPAD_TOKEN", "FIRST_7B", "FIRST_MIMI", "NOT_THE_LMS", "PAD_TOKEN", "UNGENERATED", "ZERO_TOKEN", "ConfigError",
-    "LMConfig", "MimiConfig", "TransformerConfig",
+    "EPAD_TOKEN", "FIRST_7B", "FIRST_MIMI", "LORA_FILE", "NOT_THE_LMS", "PAD_TOKEN", "UNGENERATED", "ZERO_TOKEN",
+    "ConfigError", "LMConfig", "LoraConfig", "MimiConfig", "TransformerConfig",
 ]
 
 ZERO_TOKEN = -1  # in a stream: no input here, its embedding is zero
@@ -184,8 +184,6 @@ class LMConfig:
         keys = Keys({k: v for k, v in config.items() if k not in NOT_THE_LMS}, "config")
         if keys.empty:
             keys = Keys(dict(FIRST_7B), "config")
-        if config.get("lora") or config.get("lora_name"):
-            raise ConfigError("config: lora is not supported yet; give a checkpoint with merged weights")
         keys.rename("demux_second_stream", "demux_second_text_stream")
         keys.skip("depformer_causal")
         dim, audio, generated = keys.integer("dim"), keys.integer("n_q"), keys.integer("dep_q", least=0)
@@ -221,6 +219,30 @@ class LMConfig:
             _check_heads(depth, "config: depformer")
         return result
 
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside a checkpoint's weights: each map grows by scaling * B @ A, see lora.py."""
+
+    name: str  # of their file
+    rank: int
+    scaling: float
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> LoraConfig | None:
+        """What a `config.json` says of them; None without `lora`. Raises ConfigError."""
+        keys = Keys({key: config[key] for key in ("lora", "lora_rank", "lora_scaling") if key in config}, "config")
+        if not keys.choice("lora", (True, False), False):
+            if config.get("lora_name"):
+                raise ConfigError("config: lora_name is there, but lora is not true")
+            return None
+        name = config.get("lora_name") or LORA_FILE
+        if not isinstance(name, str):
+            raise ConfigError(f"config: lora_name must be a file's name, not {name!r}")
+        return cls(name, keys.integer("lora_rank", default=128), keys.number("lora_scaling", default=2.0))
+
+
+LORA_FILE = "lora.safetensors"  # as the public fine-tuning code calls it
 
 # Keys of a config.json that say something about the files or the use, not about the language model.
 NOT_THE_LMS = frozenset({

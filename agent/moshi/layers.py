@@ -21,7 +21,7 @@ CACHE_LINE_FLOATS = 16
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., in] times weight [out, in]. Every row comes out the same bit for bit, whatever the other rows hold."""
     if (_onednn_linear is not None and x.numel() * weight.shape[0] >= _ONEDNN_FROM_PRODUCTS and weight.is_cpu
-            and weight.dtype == torch.float32 and not torch.is_grad_enabled()):
+            and weight.dtype == x.dtype == torch.float32 and not torch.is_grad_enabled()):
         return _onednn_linear(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
     return F.linear(x, weight, bias)
 
@@ -58,7 +58,7 @@ class RMSNorm(nn.Module):
 
     def weight(self) -> tuple[Tensor, Tensor | None]:
         """Scale and no bias. The norm's sums are float32, and so is its scale."""
-        return self.alpha.detach().flatten().float(), None
+        return self.alpha.flatten().float(), None
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,15 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, context: int | None, blo
     Works on blocks of queries, so that a long sequence needs no mask of its length squared.
     """
     length = q.shape[2]
+    if context is None or length <= context:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     outs = []
     for begin in range(0, length, block):
         end = min(begin + block, length)
-        start = 0 if context is None else max(0, begin - context + 1)
+        start = max(0, begin - context + 1)
         age = (torch.arange(begin, end, device=q.device)[:, None]
                - torch.arange(start, end, device=q.device)[None, :])
-        mask = age >= 0 if context is None else (age >= 0) & (age < context)
+        mask = (age >= 0) & (age < context)
         outs.append(F.scaled_dot_product_attention(q[:, :, begin:end], k[:, :, start:end], v[:, :, start:end],
                                                    attn_mask=mask))
     return torch.cat(outs, dim=2)

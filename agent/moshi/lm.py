@@ -84,21 +84,31 @@ class LanguageModel(nn.Module):
     def forward(self, codes: Tensor) -> LMOutput:
         """Codes [B, streams, T], each stream in its own time -> predictions of each of them."""
         config = self.config
+        delayed = self.delayed(codes)
         initial = self.initial_tokens(codes.device)[None, :, None]
-        delayed = codes.clone()
-        for stream, delay in enumerate(config.delays):
-            shift = min(delay, codes.shape[2])
-            delayed[:, stream, :shift] = initial[:, stream]
-            delayed[:, stream, shift:] = codes[:, stream, :codes.shape[2] - shift]
         inputs = torch.cat([initial.expand(len(codes), -1, 1), delayed[:, :, :-1]], dim=2)
-        x = self.transformer(self.embed(inputs.transpose(1, 2)))  # [B, T, dim]
-        x = norm(x, self.out_norm.weight(), config.temporal)
+        x = self.temporal(inputs)
         text_logits, text_mask = self._in_own_time(linear(x, self.text_linear.weight)[:, None], codes[:, :1], 0)
-        logits, mask = self._in_own_time(self._depth(x, delayed),
+        logits, mask = self._in_own_time(self.depth(x, delayed),
                                          codes[:, 1:1 + config.generated_codebooks], 1)
         return LMOutput(logits, mask, text_logits, text_mask)
 
-    def _depth(self, x: Tensor, tokens: Tensor) -> Tensor:
+    def delayed(self, codes: Tensor) -> Tensor:
+        """Codes [B, streams, T], each stream in its own time -> as steps take them, initial tokens before each."""
+        initial = self.initial_tokens(codes.device)[None, :, None]
+        delayed = codes.clone()
+        for stream, delay in enumerate(self.config.delays):
+            shift = min(delay, codes.shape[2])
+            delayed[:, stream, :shift] = initial[:, stream]
+            delayed[:, stream, shift:] = codes[:, stream, :codes.shape[2] - shift]
+        return delayed
+
+    def temporal(self, inputs: Tensor) -> Tensor:
+        """The tokens before each step [B, streams, T] -> what the text and the depth transformer read [B, T, dim]."""
+        x = self.transformer(self.embed(inputs.transpose(1, 2)))
+        return norm(x, self.out_norm.weight(), self.config.temporal)
+
+    def depth(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x [B, T, dim], the frames' own tokens [B, streams, T] -> logits [B, generated codebooks, T, card]."""
         config, depth = self.config, self.config.depth
         batch, frames, _ = x.shape

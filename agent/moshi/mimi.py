@@ -43,18 +43,24 @@ class Mimi(nn.Module):
 
     def encode(self, pcm: Tensor, codebooks: int) -> Tensor:
         """pcm [B, samples] -> codes [B, codebooks, frames]; the last frame is filled up with silence."""
+        return self.quantizer.encode(self.latents(pcm), codebooks).transpose(1, 2)
+
+    def latents(self, pcm: Tensor) -> Tensor:
+        """pcm [B, samples] -> what is quantised [B, frames, dimension]."""
         size = self.config.frame_samples
         pcm = F.pad(pcm, (0, -pcm.shape[1] % size))
         x = self._in_blocks(self.encoder, pcm[:, :, None], _BLOCK_FRAMES * size)
         x = self.encoder_transformer.transformer(x)
         down = self._resampling[0]
-        x = down(torch.cat([x[:, :1].expand(-1, down.history, -1), x], dim=1))
-        return self.quantizer.encode(x, codebooks).transpose(1, 2)
+        return down(torch.cat([x[:, :1].expand(-1, down.history, -1), x], dim=1))  # type: ignore[no-any-return]
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, codebooks, frames] -> pcm [B, samples]."""
+        return self.sound(self.quantizer.decode(codes.transpose(1, 2)))
+
+    def sound(self, x: Tensor) -> Tensor:
+        """Quantised latents [B, frames, dimension] -> pcm [B, samples]."""
         up = self._resampling[1]
-        x = self.quantizer.decode(codes.transpose(1, 2))
         x, _ = up(x, x.new_zeros(len(x), up.overlap))
         x = self.decoder_transformer.transformer(x)
         return self._in_blocks(self.decoder, x, _BLOCK_FRAMES * self.config.positions_per_frame)[:, :, 0]
@@ -139,7 +145,7 @@ class _Encoder(nn.Module):
             channels *= 2
         last = CausalConv(channels, config.dimension, config.last_kernel)
         model += [nn.ELU(), _conv(last)]
-        self._ends = (first, last)
+        self.ends = (first, last)
         self.model = nn.ModuleList(model)
         convs = [first]
         for blocks, strided in self._stages:
@@ -147,11 +153,15 @@ class _Encoder(nn.Module):
         self._carries = _carries([*convs, last])
         self.carries = sum(self._carries)
 
+    def branches(self) -> list[CausalConv]:
+        """The last convolution of each residual block."""
+        return [block.convs[1] for blocks, _ in self._stages for block in blocks]
+
     def forward(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, T, 1], carried [B, carries] -> [B, T / hop, dimension] and what the next call carries."""
         past = iter(carried.split(self._carries, dim=1))
         after: list[Tensor] = []
-        first, last = self._ends
+        first, last = self.ends
         x = _look_back(first, x, past, after, active=False)
         for blocks, strided in self._stages:
             for block in blocks:
@@ -178,7 +188,7 @@ class _Decoder(nn.Module):
             self._stages.append((up, blocks))
         last = CausalConv(channels, 1, config.last_kernel)
         model += [nn.ELU(), _conv(last)]
-        self._ends = (first, last)
+        self.ends = (first, last)
         self.model = nn.ModuleList(model)
         parts: list[CausalConv | CausalUpsampling] = [first]
         for up, blocks in self._stages:
@@ -186,11 +196,15 @@ class _Decoder(nn.Module):
         self._carries = _carries([*parts, last])
         self.carries = sum(self._carries)
 
+    def branches(self) -> list[CausalConv]:
+        """The last convolution of each residual block."""
+        return [block.convs[1] for _, blocks in self._stages for block in blocks]
+
     def forward(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, T, dimension], carried [B, carries] -> [B, T * hop, 1] and what the next call carries."""
         past = iter(carried.split(self._carries, dim=1))
         after: list[Tensor] = []
-        first, last = self._ends
+        first, last = self.ends
         x = _look_back(first, x, past, after, active=False)
         for up, blocks in self._stages:
             x, overlap = up(F.elu(x), next(past))

@@ -12,8 +12,8 @@ from agent.moshi.layers import Weight, linear
 class Quantizer(nn.Module):
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
-        self.rvq_first = _Residual(config, 1)
-        self.rvq_rest = _Residual(config, config.codebooks - 1)
+        self.rvq_first = ResidualQuantizer(config, 1)
+        self.rvq_rest = ResidualQuantizer(config, config.codebooks - 1)
 
     def encode(self, x: Tensor, codebooks: int) -> Tensor:
         """Latents [..., dimension] -> codes [..., codebooks]; both halves start from the same latent."""
@@ -28,7 +28,7 @@ class Quantizer(nn.Module):
         return x if codes.shape[-1] == 1 else x + self.rvq_rest.decode(codes[..., 1:])
 
 
-class _Residual(nn.Module):
+class ResidualQuantizer(nn.Module):
     def __init__(self, config: MimiConfig, codebooks: int) -> None:
         super().__init__()
         self.input_proj = Weight(config.codebook_dimension, config.dimension, 1)
@@ -36,14 +36,15 @@ class _Residual(nn.Module):
         self.vq = nn.Module()
         self.vq.layers = nn.ModuleList(_Layer(config) for _ in range(codebooks))
 
-    def _codebooks(self, count: int) -> list[_Codebook]:
+    def codebooks(self, count: int | None = None) -> list[Codebook]:
+        """The first `count` of them, or all."""
         layers: nn.ModuleList = self.vq.layers  # type: ignore[assignment]
         return [layer._codebook for layer in list(layers)[:count]]  # type: ignore[misc]
 
     def encode(self, x: Tensor, codebooks: int) -> Tensor:
         residual = linear(x, self.input_proj.weight[..., 0])
         codes = []
-        for codebook in self._codebooks(codebooks):
+        for codebook in self.codebooks(codebooks):
             vectors, half_squares = codebook.centroids()
             # the nearest centroid c has the greatest x.c - |c|^2 / 2
             code = (linear(residual, vectors) - half_squares).argmax(dim=-1)
@@ -53,7 +54,7 @@ class _Residual(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         total = None
-        for i, codebook in enumerate(self._codebooks(codes.shape[-1])):
+        for i, codebook in enumerate(self.codebooks(codes.shape[-1])):
             vectors = codebook.centroids()[0][codes[..., i]]
             total = vectors if total is None else total + vectors
         assert total is not None
@@ -63,11 +64,14 @@ class _Residual(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
-        self._codebook = _Codebook(config)
+        self._codebook = Codebook(config)
 
 
-class _Codebook(nn.Module):
+class Codebook(nn.Module):
     """Centroids as training keeps them: running sums of what was assigned, and how much that was."""
+
+    cluster_usage: Tensor
+    embedding_sum: Tensor
 
     def __init__(self, config: MimiConfig) -> None:
         super().__init__()
@@ -78,8 +82,7 @@ class _Codebook(nn.Module):
 
     def centroids(self) -> tuple[Tensor, Tensor]:
         """[codebook_size, codebook_dimension] and half their squared lengths; made anew when the buffers change."""
-        sums: Tensor = self.embedding_sum  # type: ignore[assignment]
-        usage: Tensor = self.cluster_usage  # type: ignore[assignment]
+        sums, usage = self.embedding_sum, self.cluster_usage
         version = (*(0 if t.is_inference() else t._version for t in (sums, usage)), id(sums), id(usage))
         if self._made is None or self._made[0] != version:
             vectors = sums / usage.clamp(min=1e-5)[:, None]

@@ -23,6 +23,7 @@ class Tokenizer:
     def __init__(self, path: Path) -> None:
         if not path.is_file():
             raise TokenizerError(f"{path}: there is no such tokenizer file")
+        self.path = path
         try:
             self._processor = SentencePieceProcessor(model_file=str(path))
         except (RuntimeError, OSError):

@@ -36,7 +36,10 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(self._stack)
 
     def weights(self, weight_set: int = 0) -> list[LayerWeights]:
-        """The tensors that a step reads, gathered once, so that the hot path looks up no module."""
+        """The tensors that a step reads, gathered once, so that the hot path looks up no module; anew while training,
+        where each pass needs a graph of its own."""
+        if torch.is_grad_enabled():
+            return [layer.weights(weight_set) for layer in self._stack]
         gathered = self._gathered.get(weight_set)
         if gathered is None or gathered[0].attend_in is not self._stack[0].self_attn.in_projs.all()[weight_set]:
             gathered = self._gathered[weight_set] = [layer.weights(weight_set) for layer in self._stack]

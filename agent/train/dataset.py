@@ -5,7 +5,7 @@
     000000.json     {"alignments": [["hello", [0.4, 0.72], "SPEAKER_USER"], …], "tandem": {…}}
 
 SPEAKER_MAIN is the agent, SPEAKER_USER the caller. What only we know stands under "tandem", which may be missing:
-utterances, caller_phonemes, held (see agent.train.render.Call), and how the call was made.
+utterances, phonemes, held (see agent.train.render.Call), and how the call was made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from agent.train.render import Call, Utterance, Word
 from agent.train.script import LineKind, Speaker
-from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples, Timed
+from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from media.telephone import from_line, resample, to_line
 
 OURS = "tandem"  # the key of what the public format doesn't have
@@ -61,12 +61,15 @@ def write_call(path: Path, call: Call, made: Mapping[str, Any]) -> None:
     os.replace(unfinished, path)
     ours = {
         "utterances": [asdict(utterance) for utterance in call.utterances],
-        "caller_phonemes": call.caller_phonemes,
+        "phonemes": _labelled(call.phonemes),
         "held": call.held,
         **made,
     }
-    alignments = [[word.text, [word.begin_s, word.end_s], _LABELS[word.speaker]] for word in call.words]
-    write_whole(path.with_suffix(".json"), json.dumps({"alignments": alignments, OURS: ours}))
+    write_whole(path.with_suffix(".json"), json.dumps({"alignments": _labelled(call.words), OURS: ours}))
+
+
+def _labelled(words: Iterable[Word]) -> list[Any]:
+    return [[word.text, [word.begin_s, word.end_s], _LABELS[word.speaker]] for word in words]
 
 
 def write_list(path: Path, entries: Iterable[Entry]) -> None:
@@ -118,21 +121,20 @@ def read_call(path: Path) -> Call:
     about = path.with_suffix(".json")
     fields = _object(about, _parsed(about, _text(about)))
     ours = _object(f'{about}: "{OURS}"', fields.get(OURS, {}))
-    words = tuple(
-        _word(f"{about}: alignment {number}", item, duration_s)
-        for number, item in enumerate(_list(f'{about}: "alignments"', fields.get("alignments")), 1)
-    )
+
+    def labelled(key: str, what: str, items: Any) -> tuple[Word, ...]:
+        words = [_word(f"{about}: {what} {number}", item, duration_s)
+                 for number, item in enumerate(_list(f'{about}: "{key}"', items), 1)]
+        return tuple(sorted(words, key=lambda word: (word.begin_s, word.end_s)))
+
     return Call(
         agent, caller,
         utterances=tuple(
             _utterance(f"{about}: utterance {number}", item)
             for number, item in enumerate(_list(f'{about}: "utterances"', ours.get("utterances", [])), 1)
         ),
-        words=tuple(sorted(words, key=lambda word: (word.begin_s, word.end_s))),
-        caller_phonemes=tuple(
-            _timed(f"{about}: phoneme {number}", item)
-            for number, item in enumerate(_list(f'{about}: "caller_phonemes"', ours.get("caller_phonemes", [])), 1)
-        ),
+        words=labelled("alignments", "alignment", fields.get("alignments")),
+        phonemes=labelled("phonemes", "phoneme", ours.get("phonemes", [])),
         held=tuple(
             _span(f"{about}: held span {number}", item)
             for number, item in enumerate(_list(f'{about}: "held"', ours.get("held", [])), 1)
@@ -195,12 +197,6 @@ def _utterance(where: str, item: Any) -> Utterance:
         raise DatasetError(f"{where}: unknown speaker or kind, {utterance.speaker!r} and {utterance.kind!r}")
     _span(where, [utterance.begin_s, utterance.end_s])
     return utterance
-
-
-def _timed(where: str, item: Any) -> Timed:
-    if not isinstance(item, list) or len(item) != 3 or not isinstance(item[0], str):
-        raise DatasetError(f"{where} must be [symbol, begin, end]")
-    return (item[0], *_span(where, item[1:]))
 
 
 def _span(where: str, item: Any) -> tuple[float, float]:

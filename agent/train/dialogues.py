@@ -16,6 +16,7 @@ SHORTEST_S = 20.0
 LONGEST_S = 120.0
 LONGEST_EXCHANGE_S = 26.0  # without a hold or a silence; a call that is nearer than this to its end begins no other
 
+GREETING_S = (0.2, 0.6)
 REPLY_S = (0.25, 0.5)  # the receptionist's usual pause before an answer
 EARLY_S = (0.0, 0.12)
 LATE_S = (0.9, 2.5)
@@ -37,7 +38,7 @@ class Shares:
     """What happens in a call, all in one place. Each is a probability where it can happen."""
 
     # how a call begins, and what it is about
-    greeting: float = 0.6  # the receptionist speaks first (arbitrary: `decided` is False); otherwise the caller does
+    greeting: float = 0.75  # the receptionist speaks first; otherwise they are held until the caller has spoken
     booking: float = 0.30  # of the things that callers want, where there is time for it
     change: float = 0.08
     cancel: float = 0.05  # the rest are questions
@@ -62,7 +63,7 @@ class Shares:
 
 
 NOTHING_HAPPENS = Shares(
-    greeting=0.5, booking=0, change=0, cancel=0, early=0, late=0, held=0, interruption=0, held_mid_answer=0,
+    greeting=1.0, booking=0, change=0, cancel=0, early=0, late=0, held=0, interruption=0, held_mid_answer=0,
     backchannel=0, acknowledgement=0, overlap=0, silence=0, forced_start=0, hesitation=0, forced_over_caller=0,
 )  # fmt: skip
 
@@ -112,7 +113,7 @@ class _Writer:
     def write(self, name: str) -> Script:
         habits = self.caller.habits
         if self._happens(self.shares.greeting):
-            self._add(Line("agent", GREETING, self._draw(0.2, 1.0), decided=False))
+            self._add(Line("agent", GREETING, self._draw(*GREETING_S)))
         if self._happens(habits.hello):
             self._exchange(self.caller.say("hello"))
         while self._seconds() < self.length_s - 5 and self._left_s() > 0:
@@ -122,8 +123,16 @@ class _Writer:
                     break
         if self._happens(habits.goodbye) and self._left_s() > 0:
             self._exchange(self.caller.say("goodbye"))
+        if self.lines[0].speaker == "caller":
+            self._hold_the_greeting()
         tail_s = max(self._draw(0.5, 2.0), SHORTEST_S - self._seconds())
         return Script(name, tuple(self.lines), tuple(self.held), round(tail_s, 2))
+
+    def _hold_the_greeting(self) -> None:
+        """Whoever doesn't greet is forced not to, until the caller's first sentence ends or is spoken into."""
+        first = next(i for i, line in enumerate(self.lines) if line.kind != "hesitation")
+        answer_s = self.lines[first + 1].after_s
+        self.held.insert(0, Held(first, -LONGEST_S, first, min(0.0, answer_s - 0.1)))
 
     def _episode(self) -> Episode:
         """What the caller wants next; long matters only while there is time for them."""

@@ -19,12 +19,15 @@ from agent.train.acoustics import Band, Shares, draw_condition
 from agent.train.dataset import DatasetError, Entry, read_made, write_call, write_list
 from agent.train.render import render
 from agent.train.script import Script
-from agent.train.speech import SpeechError, Synthesiser
-from agent.train.voices import Split, draw_caller
+from agent.train.speech import Speech, SpeechError, Synthesiser
+from agent.train.voices import AGENT, Split, Talker, draw_caller
 
 LIST = "calls.jsonl"
-_VERSION = 1  # of how calls are made: with another one, calls made before are not taken for the same
+_VERSION = 2  # of how calls are made: with another one, calls made before are not taken for the same
 _AT_ONCE = 8  # calls that a process makes with one synthesiser
+
+_agents: dict[str, Speech] = {}  # what the agent says in this process: often the same
+_AGENTS_SENTENCES = 500
 
 Progress = Callable[[int, int], None]  # calls made, calls in all
 
@@ -114,12 +117,22 @@ def _end_with_parent() -> None:
 
 def _make(jobs: Sequence[_Job]) -> int:
     with Synthesiser() as synthesiser:
+
+        def speak(text: str, talker: Talker) -> Speech:
+            if talker != AGENT:
+                return synthesiser.speak(text, talker)
+            if text not in _agents:
+                if len(_agents) == _AGENTS_SENTENCES:
+                    _agents.pop(next(iter(_agents)))
+                _agents[text] = synthesiser.speak(text, talker)
+            return _agents[text]
+
         for job in jobs:
             generator = np.random.default_rng([job.recipe.seed, job.number])
             caller = draw_caller(job.recipe.split, generator)
             condition = draw_condition(generator, band=job.recipe.band, shares=job.recipe.shares)
             try:
-                call = render(job.script, synthesiser.speak, caller, condition, generator)
+                call = render(job.script, speak, caller, condition, generator)
             except (SpeechError, ValueError) as error:
                 raise DatasetError(f"{job.path.name}, script {job.script.name}: {error}") from None
             write_call(job.path, call, {

@@ -14,7 +14,7 @@ import numpy as np
 
 from agent.train.acoustics import Condition, heard
 from agent.train.script import LineKind, Script, Speaker
-from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples, Speech, Timed
+from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples, Speech
 from agent.train.voices import AGENT, Talker, draw_caller
 
 Speak = Callable[[str, Talker], Speech]
@@ -53,6 +53,8 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Word:
+    """A word that is said, or a phoneme."""
+
     speaker: Speaker
     text: str
     begin_s: float
@@ -67,7 +69,7 @@ class Call:
     caller: Samples
     utterances: tuple[Utterance, ...]
     words: tuple[Word, ...]
-    caller_phonemes: tuple[Timed, ...]
+    phonemes: tuple[Word, ...]  # of both, symbols of agent.train.phones
     held: tuple[tuple[float, float], ...]  # the agent was forced silent
 
     @property
@@ -110,7 +112,7 @@ def render(
         caller=heard(tracks["caller"], tracks["agent"], condition, generator, others=others),
         utterances=tuple(_utterances(script, placed)),
         words=tuple(sorted(_words(script, placed), key=lambda word: (word.begin_s, word.end_s))),
-        caller_phonemes=tuple(sorted(_caller_phonemes(script, placed), key=lambda phoneme: phoneme[1])),
+        phonemes=tuple(sorted(_phonemes(script, placed), key=lambda phoneme: (phoneme.begin_s, phoneme.end_s))),
         held=_held(script, placed),
     )
 
@@ -172,10 +174,10 @@ def _words(script: Script, placed: list[_Placed]) -> list[Word]:
     ]
 
 
-def _caller_phonemes(script: Script, placed: list[_Placed]) -> list[Timed]:
+def _phonemes(script: Script, placed: list[_Placed]) -> list[Word]:
     return [
-        (symbol, _later(item.begin, begin_s), _later(item.begin, end_s))
-        for line, item in zip(script.lines, placed, strict=True) if line.speaker == "caller"
+        Word(line.speaker, symbol, _later(item.begin, begin_s), _later(item.begin, end_s))
+        for line, item in zip(script.lines, placed, strict=True)
         for symbol, begin_s, end_s in item.speech.phonemes
     ]
 

@@ -45,7 +45,6 @@ def test_keys_of_older_and_published_configs_are_understood():
     ({"norm": "layer_norm"}, "config: norm 'layer_norm' is not supported, only 'rms_norm_f32'"),
     ({"cross_attention": True}, "config: cross_attention True is not supported, only False"),
     ({"conditioners": {"description": {"type": "lut"}}}, "config: conditioners is not supported"),
-    ({"lora": True}, "config: lora is not supported yet; give a checkpoint with merged weights"),
     ({"depformer_pos_emb": "sin"}, "config: depformer_pos_emb 'sin' is not supported, only 'none'"),
     ({"max_period": "soon"}, "config: max_period must be a positive number, not 'soon'"),
     ({"text_card": 3}, "config: text_card must be above 3, the token of padding"),

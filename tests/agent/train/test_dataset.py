@@ -23,7 +23,7 @@ CALL = Call(
         Utterance("agent", "Yes,", 0.48, 0.7, "speech", "parking", False, True),
     ),
     words=(Word("caller", "parking", 0.1, 0.4), Word("agent", "Yes,", 0.48, 0.7)),
-    caller_phonemes=(("p", 0.1, 0.2), ("aa", 0.2, 0.3)),
+    phonemes=(Word("caller", "p", 0.1, 0.2), Word("caller", "aa", 0.2, 0.3)),
     held=((0.4, 0.45),),
 )
 
@@ -44,7 +44,7 @@ def test_what_is_written_is_read_again(written: Path) -> None:
     call = read_call(written)
     assert np.abs(call.agent - CALL.agent).max() <= 0.5 / 32768
     assert np.abs(call.caller - CALL.caller).max() <= 0.5 / 32768
-    for field in ("utterances", "words", "caller_phonemes", "held"):
+    for field in ("utterances", "words", "phonemes", "held"):
         assert getattr(call, field) == getattr(CALL, field)
     assert read_made(written)["script"] == "training-000000"
 
@@ -85,7 +85,7 @@ def test_a_real_call_needs_words_alone_and_may_have_another_rate(tmp_path: Path)
     assert np.abs(call.agent[:SAMPLE_RATE] - expected)[500:-500].max() < 1e-3
     assert not call.caller.any()
     assert [(word.speaker, word.text) for word in call.words] == [("agent", "Hello"), ("caller", "there")]
-    assert call.utterances == call.caller_phonemes == call.held == ()
+    assert call.utterances == call.phonemes == call.held == ()
     assert read_made(path) == {}
 
 
@@ -105,7 +105,7 @@ WORD_RULE = "alignment 1 must be [word, [begin, end], speaker]"
     ({"alignments": [["late", [7, 8], "SPEAKER_USER"]]}, "alignment 1: 'late' ends at 8.00 s, the sound at 0.80 s"),
     ({"tandem": []}, '"tandem" must be a JSON object'),
     ({"tandem": {"held": [[2, 1]]}}, "held span 1: its time runs from 2 to 1 s"),
-    ({"tandem": {"caller_phonemes": [["p", 1]]}}, "phoneme 1 must be [symbol, begin, end]"),
+    ({"tandem": {"phonemes": [["p", 1]]}}, WORD_RULE.replace("alignment", "phoneme")),
     ({"tandem": {"utterances": [{"speaker": "agent"}]}}, "utterance 1 must have just speaker, text, begin_s"),
 ])
 def test_a_wrong_alignment_is_named_in_one_line(written: Path, fields: dict[str, Any], complaint: str) -> None:

@@ -145,6 +145,9 @@ def test_a_held_question_is_answered_after_the_hold() -> None:
         spans = line_spans(script.lines)
         for span in script.held:
             begin_s, end_s = spans[span.line][1] + span.begin_s, spans[span.until][1] + span.end_s
+            if span.begin_s < -100:  # from the call's begin: no greeting, whoever speaks first is the caller
+                assert script.lines[0].speaker == "caller"
+                continue
             held_s.append(end_s - begin_s)
             following = script.lines[span.until + 1] if span.until + 1 < len(script.lines) else None
             if following and following.speaker == "agent":
@@ -160,14 +163,14 @@ def test_a_held_question_is_answered_after_the_hold() -> None:
 def test_what_the_agent_was_made_to_say_is_marked_as_not_its_decision() -> None:
     unasked = [line for script in SCRIPTS for line in script.lines if line.speaker == "agent" and line.intent is None]
     assert len(unasked) > 200
-    assert not any(line.decided for line in unasked)
+    assert not any(line.decided for line in unasked if line.text != reception.GREETING)
     arbitrary = [line.after_s for _, line in _pairs(SCRIPTS) if line.intent and not line.decided]
     assert sum(after_s < 0.13 for after_s in arbitrary) > 50  # very early
     assert sum(after_s > 0.89 for after_s in arbitrary) > 50  # late
 
 
 def test_each_thing_that_happens_in_a_call_can_be_left_out() -> None:
-    shares = replace(NOTHING_HAPPENS, greeting=0, booking=0.3)
+    shares = replace(NOTHING_HAPPENS, booking=0.3)
     for seed in range(30):
         script = training_script(seed, shares=shares)
         assert not script.held

@@ -55,7 +55,7 @@ def test_every_script_becomes_a_call_with_its_words_and_sound(made: Path) -> Non
         for word in call.words:
             track = call.agent if word.speaker == "agent" else call.caller
             assert track[round(word.begin_s * 24000):round(word.end_s * 24000)].any()
-        assert call.caller_phonemes
+        assert call.phonemes
 
 
 def test_callers_and_lines_differ_from_call_to_call(made: Path) -> None:

@@ -57,7 +57,9 @@ def test_words_of_both_sides_come_in_the_order_of_time() -> None:
         ("agent", "Good", 0.0), ("agent", "evening", 0.3), ("caller", "hello", 0.45),
         ("agent", "to", 0.6), ("caller", "there", 0.75), ("agent", "you.", 0.9),
     ]
-    assert [(symbol, begin) for symbol, begin, _ in call.caller_phonemes] == [("h", 0.45), ("t", 0.75)]
+    assert [(phoneme.text, phoneme.begin_s) for phoneme in call.phonemes if phoneme.speaker == "caller"] == [
+        ("h", 0.45), ("t", 0.75),
+    ]
 
 
 def test_an_interrupted_agent_stops_at_the_end_of_a_word_and_fades() -> None:

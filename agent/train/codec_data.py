@@ -1,0 +1,111 @@
+"""What the codec learns from: stretches of calls, each with the phonemes that are spoken in it."""
+
+from __future__ import annotations
+
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agent.train.dataset import DatasetError, read_call, read_list
+from agent.train.phones import PHONES
+from agent.train.script import Speaker
+from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
+
+SILENCE = 0  # the label where nobody speaks; phones follow
+LABELS = 1 + len(PHONES)
+LABELS_PER_FRAME = 2  # of the 40 ms around 20 and 60 ms: a phone is often shorter than a frame
+
+_LABEL_STEP = FRAME_SAMPLES // LABELS_PER_FRAME
+_ANYWHERE = 0.06  # of the stretches: wherever in the call, mostly silence and noise
+_CHANNELS: dict[Speaker, int] = {"agent": 0, "caller": 1}
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Batches of them. `agent_share`: how many are the agent's speech, whose sound callers hear."""
+
+    tracks: tuple[_Track, ...]
+    frames: int
+    agent_share: float = 0.5
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """pcm [count, samples], labels [count, frames * LABELS_PER_FRAME], whether it is the agent's [count]."""
+        random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        drawn = [self._one(random) for _ in range(count)]
+        pcm, labels, agent = zip(*drawn, strict=True)
+        return torch.from_numpy(np.stack(pcm)), torch.from_numpy(np.stack(labels)), torch.tensor(agent)
+
+    def _one(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
+        side: Speaker = "agent" if random.random() < self.agent_share else "caller"
+        sides = [track for track in self.tracks if track.side == side]
+        track = sides[int(random.integers(len(sides)))]
+        length = self.frames * FRAME_SAMPLES
+        if track.begins.size and random.random() >= _ANYWHERE:
+            begin, end = track.begins[at := int(random.integers(track.begins.size))], track.ends[at]
+            first = int(random.integers(begin - length // 3, max(begin, end - length // 2) + 1))
+        else:
+            first = int(random.integers(max(1, track.samples - length + 1)))
+        if side == "agent":  # whose frames lie always as they lie in calls
+            first = first // FRAME_SAMPLES * FRAME_SAMPLES
+        return track.pcm(first, length), track.labels(first, self.frames), side == "agent"
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """One side of one call. Its sound stays on disk."""
+
+    path: Path
+    side: Speaker
+    samples: int
+    begins: np.ndarray  # of its utterances, in samples
+    ends: np.ndarray
+    changes: np.ndarray  # samples at which the label changes
+    phones: np.ndarray  # the label from each change on
+
+    def pcm(self, first: int, length: int) -> np.ndarray:
+        """[length] float32; zero outside of the call."""
+        begin, end = max(0, first), min(self.samples, first + length)
+        out = np.zeros(length, np.float32)
+        if end > begin:
+            with wave.open(str(self.path), "rb") as reader:
+                reader.setpos(begin)
+                stereo = np.frombuffer(reader.readframes(end - begin), "<i2").reshape(-1, 2)
+            out[begin - first:end - first] = stereo[:, _CHANNELS[self.side]].astype(np.float32) / 32768
+        return out
+
+    def labels(self, first: int, frames: int) -> np.ndarray:
+        middles = first + np.arange(frames * LABELS_PER_FRAME) * _LABEL_STEP + _LABEL_STEP // 2
+        labels: np.ndarray = self.phones[np.searchsorted(self.changes, middles, side="right") - 1]
+        return labels
+
+
+def read_stretches(listed: Path, frames: int) -> Stretches:
+    """All calls of a list (see dataset.py), which must have phonemes and our own rate. Raises DatasetError."""
+    tracks = []
+    for entry in read_list(listed):
+        call = read_call(entry.path)
+        with wave.open(str(entry.path), "rb") as reader:
+            if reader.getframerate() != SAMPLE_RATE:
+                raise DatasetError(f"{entry.path}: the codec learns from sound at {SAMPLE_RATE} Hz")
+            samples = reader.getnframes()
+        if not call.phonemes:
+            raise DatasetError(f"{entry.path}: has no phonemes, which the first codebook is taught")
+        for side in _CHANNELS:
+            spoken = [utterance for utterance in call.utterances if utterance.speaker == side]
+            phones = [phone for phone in call.phonemes if phone.speaker == side]
+            times = [(phone.begin_s, 1 + PHONES.index(phone.text)) for phone in phones]
+            # after a phone there is silence, unless the next one begins there
+            times += [(phone.end_s, SILENCE) for phone, after in zip(phones, [*phones[1:], None], strict=True)
+                      if after is None or after.begin_s > phone.end_s + 0.01]
+            times.sort(key=lambda change: change[0])
+            tracks.append(_Track(
+                entry.path, side, samples,
+                begins=np.array([round(u.begin_s * SAMPLE_RATE) for u in spoken], np.int64),
+                ends=np.array([round(u.end_s * SAMPLE_RATE) for u in spoken], np.int64),
+                changes=np.array([-2**40, *(round(at * SAMPLE_RATE) for at, _ in times)], np.int64),
+                phones=np.array([SILENCE, *(label for _, label in times)], np.int64)))
+    return Stretches(tuple(tracks), frames)

@@ -1,0 +1,152 @@
+"""Trains the language model: two streams of sound and the inner monologue (Moshi, 3.4), on whole calls.
+
+Beside the model's own losses, two heads that exist in training alone ask the temporal transformer what the caller said
+and what they meant: a model this small and with this few calls finds that out sooner if it is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
+from agent.moshi.layers import linear
+from agent.moshi.lm import LanguageModel
+from agent.train.domain.reader import load
+from agent.train.initial import initialise
+from agent.train.lm_data import Batch, Calls
+from agent.train.tokens import NO_INTENT, Tokens
+from agent.train.trainer import Task, Team
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+_HELD_OUT_BATCHES = 12
+
+
+@dataclass(frozen=True)
+class LMSpec:
+    """`config` is a config.json. Frames are divided among the processes."""
+
+    config: Mapping[str, Any]
+    calls: Path  # of tokens.py
+    held_out: Path
+    frames: int = 3072  # of a step
+    middle: float = 0.15  # of the batches begin in the middle of calls
+    pad_weight: float = 0.3  # of the text's padding
+    first_codebook: float = 3.0  # against each of the others
+    spoken_share: float = 0.5  # of the frames with speech, whose codes are asked for in a step
+    quiet_share: float = 0.06
+    agent_noise: float = 0.05  # of the input's codes, replaced by any
+    first_noise: float = 0.05  # of the caller's first codebook
+    rest_noise: float = 0.12
+    heard: float = 0.5  # of the loss: what the caller said
+    meant: float = 0.5
+    lag: int = 6  # frames from a word's begin until it must be understood
+
+
+def make_task(team: Team, spec: LMSpec) -> Task:
+    return _LMTask(team, spec)
+
+
+class _LMTask:
+    def __init__(self, team: Team, spec: LMSpec) -> None:
+        self.team, self.spec = team, spec
+        self.lm = LanguageModel(LMConfig.from_dict(spec.config))
+        initialise(self.lm, torch.Generator().manual_seed(0))
+        config = self.lm.config
+        self.heard = nn.Linear(config.temporal.dim, config.text_card_out)
+        self.meant = nn.Linear(config.temporal.dim, len(load().intents))
+        self.module = nn.ModuleDict({"lm": self.lm, "heard": self.heard, "meant": self.meant}).to(team.device)
+        self.lm.requires_grad_(True)
+        self.calls = _calls(spec.calls, self.lm, spec.lag)
+        self.held_out = _calls(spec.held_out, self.lm, spec.lag) if team.rank == 0 else None
+        noise = [0.0] + [spec.agent_noise] * config.agent_codebooks
+        noise += [spec.first_noise] + [spec.rest_noise] * (config.caller_codebooks - 1)
+        self.noise = torch.tensor(noise)[:, None]
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        spec = self.spec
+        batch = self.calls.draw(spec.frames // self.team.size, generator, spec.middle)
+        noisy = torch.rand(batch.inputs.shape, generator=generator) < self.noise
+        any_code = torch.randint(self.lm.config.audio_card, batch.inputs.shape, generator=generator)
+        batch = batch._replace(inputs=torch.where(noisy, any_code, batch.inputs))
+        drawn = torch.rand(batch.sounds.shape, generator=generator)
+        asked = (batch.sounds & (drawn < spec.spoken_share)) | (batch.quiet & (drawn < spec.quiet_share))
+        with torch.autocast(self.team.device.type, torch.bfloat16):
+            return self._losses(batch.to(self.team.device), asked.to(self.team.device))
+
+    def evaluate(self) -> Mapping[str, float]:
+        assert self.held_out is not None
+        generator = torch.Generator().manual_seed(1)
+        rows = []
+        for _ in range(_HELD_OUT_BATCHES):
+            batch = self.held_out.draw(self.spec.frames, generator).to(self.team.device)
+            with torch.autocast(self.team.device.type, torch.bfloat16):
+                rows.append(self._losses(batch, batch.sounds)[1])
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+
+    def export(self, folder: Path) -> None:
+        (folder / CONFIG).write_text(json.dumps(self.spec.config, indent=2) + "\n")
+        part = folder / f"{WEIGHTS}.part"
+        save_file({name: tensor.detach().to(torch.bfloat16).contiguous().cpu()
+                   for name, tensor in self.lm.state_dict().items()}, part)
+        os.replace(part, folder / WEIGHTS)
+
+    def _losses(self, batch: Batch, asked: Tensor) -> tuple[Tensor, Mapping[str, float]]:
+        """`asked` [B, T]: the steps whose codes are asked for."""
+        spec, lm = self.spec, self.lm
+        x = lm.temporal(batch.inputs)
+        text = batch.taken[:, 0]
+        text_logits = linear(x, lm.text_linear.weight)
+        text_loss = _weighted(text_logits, text, batch.text_counts * torch.where(text == PAD_TOKEN,
+                                                                               spec.pad_weight, 1.0))
+        tokens = batch.taken.transpose(1, 2)[asked].T[None]  # [1, streams, N]
+        codes = tokens[0, 1:1 + lm.config.generated_codebooks]
+        logits = lm.depth(x[asked][None], tokens)[0].float()  # [codebooks, N, card]
+        each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).mean(1)
+        weights = torch.ones_like(each)
+        weights[0] = spec.first_codebook
+        sound_loss = (each * weights).sum() / weights.sum()
+        heard_logits = self.heard(x)
+        heard_loss = _weighted(heard_logits, batch.heard, torch.where(batch.heard == PAD_TOKEN, 0.1, 1.0))
+        meant_logits = self.meant(x)
+        meant_loss = F.cross_entropy(meant_logits.float().flatten(0, 1), batch.intent.flatten(),
+                                     ignore_index=NO_INTENT)
+        right = (text_logits.argmax(-1) == text) & batch.text_counts
+        heard_right, meant_right = heard_logits.argmax(-1) == batch.heard, meant_logits.argmax(-1) == batch.intent
+        figures = {
+            "text": text_loss, "sound": sound_loss, "heard_loss": heard_loss, "meant_loss": meant_loss,
+            "pieces": _share(right, batch.text_counts & (text != PAD_TOKEN) & (text != EPAD_TOKEN)),
+            "epads": _share(right, batch.text_counts & (text == EPAD_TOKEN)),
+            "pads": _share(right, batch.text_counts & (text == PAD_TOKEN)),
+            "heard": _share(heard_right, (batch.heard != PAD_TOKEN) & (batch.heard != EPAD_TOKEN)),
+            "meant": _share(meant_right, batch.intent != NO_INTENT),
+            "first_codes": each[0], "second_codes": each[1], "last_codes": each[-1],
+        }
+        total = text_loss + sound_loss + spec.heard * heard_loss + spec.meant * torch.nan_to_num(meant_loss)
+        return total, {name: float(figure.detach()) for name, figure in figures.items()}
+
+
+def _calls(path: Path, lm: LanguageModel, lag: int) -> Calls:
+    tokens = Tokens.open(path)
+    return Calls([tokens[i] for i in range(len(tokens))], lm, lag)
+
+
+def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy of [B, T, card] for targets [B, T], as a mean by weights [B, T]."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses * weights.flatten()).sum() / weights.sum().clamp(min=1e-6)
+
+
+def _share(right: Tensor, of: Tensor) -> Tensor:
+    """How many of those are right; NaN where there are none."""
+    return right[of].float().mean()

@@ -1,0 +1,193 @@
+"""The recipe of `models/nano`: calls, codec, tokens, language model, speech-to-text, each a stage that can be resumed.
+
+    FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
+    FOLDER/codec, lm, stt             trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/tokens                     the calls as the language models read them
+    FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from agent.moshi.config import PAD_TOKEN, MimiConfig
+from agent.moshi.mimi import Mimi
+from agent.moshi.text import Tokenizer
+from agent.train import codec, lm, stt
+from agent.train.dialogues import Shares, evaluation_script, training_script
+from agent.train.produce import LIST, Recipe, make_calls
+from agent.train.tokenizer import PIECES, train_tokenizer
+from agent.train.tokens import encode_calls
+from agent.train.trainer import Plan, processes_for, train
+
+CODEBOOKS, CARD = 8, 512
+
+MIMI: Mapping[str, Any] = {
+    "sample_rate": 24000, "channels": 1, "frame_rate": 12.5,
+    "seanet": {
+        "channels": 1, "dimension": 128, "causal": True, "n_filters": 12, "n_residual_layers": 1, "activation": "ELU",
+        "compress": 2, "dilation_base": 2, "disable_norm_outer_blocks": 0, "kernel_size": 7,
+        "residual_kernel_size": 3, "last_kernel_size": 3, "norm": "none", "pad_mode": "constant",
+        "ratios": [8, 6, 5, 4], "true_skip": True},
+    "quantizer": {
+        "dimension": 64, "n_q": CODEBOOKS, "bins": CARD, "input_dimension": 128, "output_dimension": 128},
+    "transformer": {
+        "d_model": 128, "num_heads": 4, "num_layers": 2, "causal": True, "layer_scale": 0.1, "context": 50,
+        "conv_layout": True, "max_period": 10000, "gating": "none", "norm": "layer_norm",
+        "positional_embedding": "rope", "dim_feedforward": 512, "input_dimension": 128, "output_dimensions": [128]},
+}
+LM: Mapping[str, Any] = {
+    "dim": 256, "text_card": PIECES, "existing_text_padding_id": PAD_TOKEN, "n_q": 2 * CODEBOOKS, "dep_q": CODEBOOKS,
+    "card": CARD, "num_heads": 4, "num_layers": 6, "hidden_scale": 4.125, "causal": True, "layer_scale": None,
+    "context": 1500, "max_period": 10000, "gating": "silu", "norm": "rms_norm_f32", "positional_embedding": "rope",
+    "depformer_dim": 128, "depformer_dim_feedforward": 528, "depformer_num_heads": 4, "depformer_num_layers": 2,
+    "depformer_layer_scale": None, "depformer_multi_linear": True, "depformer_context": CODEBOOKS,
+    "depformer_max_period": 10000, "depformer_gating": "silu", "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True, "delays": [0] + ([0] + [1] * (CODEBOOKS - 1)) * 2,
+    "moshi_name": lm.WEIGHTS, "mimi_name": codec.WEIGHTS, "mimi_config_name": codec.CONFIG,
+    "tokenizer_name": "tokenizer.model",
+    # colder than the 7B's: a small model's second choices are seldom good ones
+    "lm_gen_config": {"temp": 0.5, "temp_text": 0.3, "top_k": 50, "top_k_text": 25},
+}
+
+
+@dataclass(frozen=True)
+class CallSet:
+    """Calls of 65 s on average, from script number `first` on."""
+
+    first: int
+    count: int
+    seed: int
+    shares: Shares = field(default_factory=Shares)
+
+
+CODEC, HELD_OUT = "codec", "held_out"
+SETS: Mapping[str, CallSet] = {
+    CODEC: CallSet(400, 400, seed=1),
+    HELD_OUT: CallSet(20, 20, seed=1),
+    "calls": CallSet(12_600, 1800, seed=7),
+    "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
+}
+
+
+@dataclass(frozen=True)
+class NanoRecipe:
+    """How much of everything; the defaults take about 100 minutes on two cores."""
+
+    sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
+    seed: int = 7
+    codec_steps: int = 5500
+    lm_steps: int = 2600
+    stt_steps: int = 1200
+    mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
+    lm: Mapping[str, Any] = field(default_factory=lambda: LM)
+    tokenizer_scripts: int = 3000
+    codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
+    lm_spec: Mapping[str, Any] = field(default_factory=dict)
+    stt_spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+STAGES = ("data", "codec", "tokens", "lm", "stt")
+
+
+def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
+               stages: tuple[str, ...] = STAGES, tell: Callable[[str], None] = print) -> Path:
+    """Run the stages in their order, each from where it was left. Returns the checkpoint's folder.
+
+    Raises what the stages raise: DatasetError, SpeechError, TrainingError, OSError.
+    """
+    work = _Work(folder, recipe, device, processes or processes_for(device), tell)
+    for stage in STAGES:
+        if stage in stages:
+            tell(f"stage: {stage}")
+            getattr(work, f"_{stage}")()
+    return work.out
+
+
+@dataclass
+class _Work:
+    folder: Path
+    recipe: NanoRecipe
+    device: str
+    processes: int
+    tell: Callable[[str], None]
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "nano"
+
+    def _data(self) -> None:
+        for name, made in self.recipe.sets.items():
+            numbers = range(made.first, made.first + made.count)
+            if name == HELD_OUT:
+                scripts, how = [evaluation_script(number) for number in numbers], Recipe(made.seed, "held_out_voices")
+            else:
+                scripts = [training_script(number, shares=made.shares) for number in numbers]
+                how = Recipe(made.seed)
+            make_calls(self._calls(name).parent, scripts, how, workers=self.processes,
+                       progress=self._every_tenth(name))
+
+    def _codec(self) -> None:
+        spec = codec.CodecSpec(self.recipe.mimi, self._calls(CODEC), self._calls(HELD_OUT), **self.recipe.codec_spec)
+        plan = Plan(self.recipe.codec_steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100,
+                    final=0.05, clip=5.0, seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(codec.make_task, spec, plan, self.folder / "codec", self.tell)
+        self._take("codec", codec.WEIGHTS, codec.CONFIG)
+
+    def _tokens(self) -> None:
+        path = self.out / "tokenizer.model"
+        if not path.exists():
+            train_tokenizer(path, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
+        mimi = Mimi(MimiConfig.from_dict(json.loads((self.out / codec.CONFIG).read_text())))
+        mimi.load_state_dict(load_file(self.out / codec.WEIGHTS))
+        for out, names in zip(self._encoded(), (set(self.recipe.sets) - {HELD_OUT, CODEC}, {HELD_OUT}), strict=True):
+            if not out.exists():
+                encode_calls([self._calls(name) for name in sorted(names)], mimi.to(self.device).eval(),
+                             Tokenizer(path), out, workers=self.processes,
+                             progress=self._every_tenth(f"tokens of {', '.join(sorted(names))}"))
+
+    def _lm(self) -> None:
+        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
+                         *self._encoded(), **self.recipe.lm_spec)
+        plan = Plan(self.recipe.lm_steps, learning_rate=1e-3, seed=self.recipe.seed, processes=self.processes,
+                    device=self.device, evaluate_every=250, save_every=250)
+        train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
+        self._take("lm", lm.WEIGHTS, lm.CONFIG)
+
+    def _stt(self) -> None:
+        folder = self.out / "stt"
+        spec = stt.SttSpec(*self._encoded(), codec=self.out, tokenizer=self.out / "tokenizer.model",
+                           **self.recipe.stt_spec)
+        plan = Plan(self.recipe.stt_steps, learning_rate=1e-3, seed=self.recipe.seed, processes=self.processes,
+                    device=self.device, evaluate_every=200, save_every=200)
+        train(stt.make_task, spec, plan, folder, self.tell)
+
+    def _calls(self, name: str) -> Path:
+        return self.folder / "calls" / name / LIST
+
+    def _encoded(self) -> tuple[Path, Path]:
+        tokens = self.folder / "tokens"
+        return tokens / "calls.safetensors", tokens / "held_out.safetensors"
+
+    def _take(self, stage: str, *names: str) -> None:
+        self.out.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copyfile(self.folder / stage / name, self.out / name)
+
+    def _every_tenth(self, what: str) -> Callable[[int, int], None]:
+        told = -1
+
+        def progress(made: int, of: int) -> None:
+            nonlocal told
+            if (tenth := 10 * made // max(1, of)) > told:
+                told = tenth
+                self.tell(f"{what}: {made} of {of}")
+
+        return progress

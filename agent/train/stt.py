@@ -1,0 +1,206 @@
+"""Trains speech-to-text: the caller's codes to the caller's words, half a second late, and to how long pauses last.
+
+The model is the agent's without a depth transformer, in the layout of Kyutai's (Delayed Streams Modeling, Zeghidour
+et al. 2025), so that the ordinary code loads and streams it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig, MimiConfig
+from agent.moshi.layers import RMSNorm, linear
+from agent.moshi.lm import LanguageModel
+from agent.moshi.text import Tokenizer
+from agent.moshi.transcribe import PAUSES_S, CallerWords, Transcriber, lag_of, transcribe
+from agent.moshi.transformer import norm
+from agent.train.codec import CONFIG as MIMI_CONFIG
+from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
+from agent.train.stt_data import UNKNOWN, CallerSides, Windows
+from agent.train.tokens import CallTokens, Tokens
+from agent.train.trainer import Task, Team, TrainingError
+from agent.train.words import WordErrors
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+_PAUSE_CLASSES = 6  # as in the published heads, which use the first; ours use the first two
+_RESIDUAL = 0.5  # of what a residual branch adds at first
+_CODE_EMBEDDING = 0.5  # of a code's share of the sum that the model reads, the text's being 1
+_HELD_OUT_WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class SttSpec:
+    """`calls` and `held_out` are encoded calls (tokens.py). The batch is divided among the processes."""
+
+    calls: Path
+    held_out: Path
+    codec: Path  # the folder of the Mimi that encoded them: what is trained names its files, and has no copy
+    tokenizer: Path  # the text's SentencePiece model, likewise
+    dim: int = 256
+    layers: int = 4
+    heads: int = 8
+    context: int = 250  # frames: 20 s are enough for words
+    delay_s: float = 0.5  # of the text
+    batch: int = 8
+    frames: int = 256  # of a window
+    pad_weight: float = 0.3
+    pauses: float = 0.2  # of the loss
+    first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
+    rest_dropout: float = 0.12
+    text_dropout: float = 0.1  # of the input text, left out: what is heard is to count more than what is often said
+    transcribed_calls: int = 8  # of the held-out ones, while training
+
+
+def make_task(team: Team, spec: SttSpec) -> Task:
+    return _SttTask(team, spec)
+
+
+class _SttTask:
+    def __init__(self, team: Team, spec: SttSpec) -> None:
+        self.team, self.spec = team, spec
+        self.mimi, self.tokenizer = _mimi_config(spec.codec), Tokenizer(spec.tokenizer)
+        self.lag = lag_of(spec.delay_s, self.mimi.frame_rate)
+        calls = self._read(spec.calls)
+        self.config = stt_config(spec, codebooks=len(calls[0].caller), codebook_size=self.mimi.codebook_size,
+                                 text_card=len(self.tokenizer))
+        self.lm = LanguageModel(LMConfig.from_dict(self.config))
+        initialise(self.lm, torch.Generator().manual_seed(0))
+        self.module: nn.Module = self.lm.to(team.device).requires_grad_(True)
+        initial = self.lm.initial_tokens(torch.device("cpu"))
+        self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial)
+        if team.rank == 0:
+            held_out = self._read(spec.held_out)
+            self.held_out = CallerSides.of(held_out, self.lag, self.mimi.frame_rate, initial)
+            self.transcribed = held_out[:spec.transcribed_calls]
+        dropout = [spec.text_dropout, spec.first_dropout] + [spec.rest_dropout] * (len(initial) - 2)
+        self.dropout = torch.tensor(dropout)[:, None]
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        windows = self.calls.draw(max(1, self.spec.batch // self.team.size), self.spec.frames, generator)
+        windows = windows._replace(inputs=self._corrupted(windows.inputs, generator))
+        with torch.autocast(self.team.device.type, torch.bfloat16):
+            return self._losses(windows)
+
+    def evaluate(self) -> Mapping[str, float]:
+        windows = self.held_out.draw(_HELD_OUT_WINDOWS, self.spec.frames, torch.Generator().manual_seed(1))
+        return {**self._losses(windows)[1], "word_errors": self.word_errors().rate}
+
+    def word_errors(self) -> WordErrors:
+        """Of the first held-out calls, streamed and greedy."""
+        calls = self.transcribed
+        heard = transcribe(Transcriber(self.lm, len(calls)), self.tokenizer, self.lag, [call.caller for call in calls])
+        return sum((WordErrors.of(said_in(call, self.tokenizer), " ".join(word.text for word in words))
+                    for call, words in zip(calls, heard, strict=True)), WordErrors())
+
+    def export(self, folder: Path) -> None:
+        files = {"mimi_name": self.spec.codec / MIMI_WEIGHTS, "mimi_config_name": self.spec.codec / MIMI_CONFIG,
+                 "tokenizer_name": self.spec.tokenizer}
+        named = {key: os.path.relpath(path, folder) for key, path in files.items()}
+        (folder / CONFIG).write_text(json.dumps(self.config | named, indent=2) + "\n")
+        save_file({name: tensor.detach().to(torch.bfloat16).contiguous().cpu()
+                   for name, tensor in self.lm.state_dict().items()}, folder / WEIGHTS)
+
+    def _read(self, path: Path) -> list[CallTokens]:
+        """All calls of a file. Raises TrainingError if another codec or another tokenizer made it."""
+        tokens = Tokens.open(path)
+        calls = [tokens[i] for i in range(len(tokens))]
+        if not calls:
+            raise TrainingError(f"{path}: holds no calls")
+        for call in calls:
+            if int(call.caller.max()) >= self.mimi.codebook_size:
+                raise TrainingError(f"{path}: {call.name} has codes that the Mimi in {self.spec.codec} doesn't know")
+            if int(call.said.max()) >= len(self.tokenizer):
+                raise TrainingError(f"{path}: {call.name} has text that {self.spec.tokenizer} doesn't know")
+        return calls
+
+    def _corrupted(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
+        """Some codes replaced by any, some of the text left out."""
+        dropped = torch.rand(inputs.shape, generator=generator) < self.dropout
+        any_code = torch.randint(self.lm.config.audio_card, inputs.shape, generator=generator)
+        any_code[:, 0] = ZERO_TOKEN
+        return torch.where(dropped, any_code, inputs)
+
+    def _losses(self, windows: Windows) -> tuple[Tensor, Mapping[str, float]]:
+        inputs, text, pauses = (part.to(self.team.device) for part in windows)
+        text_logits, pause_logits = predict(self.lm, inputs)
+        weights = torch.where(text == PAD_TOKEN, self.spec.pad_weight, 1.0).flatten()
+        losses = F.cross_entropy(text_logits.float().flatten(0, 1), text.flatten(), reduction="none")
+        text_loss = (losses * weights).sum() / weights.sum()
+        told = pauses != UNKNOWN
+        pause_losses = F.cross_entropy(pause_logits.float()[told], pauses[told], reduction="sum")
+        pause_loss = pause_losses / told.sum().clamp(min=1)
+        right = text_logits.argmax(-1) == text
+        pieces = (text != PAD_TOKEN) & (text != EPAD_TOKEN)
+        figures = {"text": text_loss, "pause": pause_loss, "pieces": right[pieces].float().mean(),
+                   "pads": right[text == PAD_TOKEN].float().mean()}
+        return text_loss + self.spec.pauses * pause_loss, {name: value.item() for name, value in figures.items()}
+
+
+def _mimi_config(folder: Path) -> MimiConfig:
+    path = folder / MIMI_CONFIG
+    try:
+        return MimiConfig.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: not a Mimi's config: {error}") from None
+
+
+def predict(lm: LanguageModel, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What a model that generates no sound makes of tokens [B, streams, T], as its steps read them: logits of the text
+    [B, T, card] and of the extra heads [B, T, heads, classes]."""
+    x = lm.transformer(lm.embed(inputs.transpose(1, 2)))
+    x = norm(x, lm.out_norm.weight(), lm.config.temporal)
+    return linear(x, lm.text_linear.weight), torch.stack([linear(x, head) for head in lm.extra_heads.all()], dim=2)
+
+
+def said_in(call: CallTokens, tokenizer: Tokenizer) -> str:
+    """What the caller says in a call, from its text tokens."""
+    words = CallerWords(tokenizer, 0)
+    finished = [words.feed(k, token) for k, token in enumerate(call.said.tolist())]
+    return " ".join(word.text for word in (*finished, words.end()) if word is not None)
+
+
+@torch.no_grad()
+def initialise(lm: LanguageModel, generator: torch.Generator) -> None:
+    """Weights that keep the scale of what flows through; the residual branches begin small."""
+    dim = lm.config.temporal.dim
+    for module in lm.modules():
+        if isinstance(module, RMSNorm):
+            module.alpha.fill_(1)
+    for name, weight in lm.named_parameters():
+        if name.endswith(".alpha"):
+            continue
+        std = weight.shape[1] ** -0.5
+        if name.startswith("emb."):
+            std = _CODE_EMBEDDING * dim ** -0.5
+        elif "out_projs" in name or "linear_out" in name:
+            std *= _RESIDUAL * lm.config.temporal.layers ** -0.5
+        nn.init.normal_(weight, std=std, generator=generator)
+
+
+def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: int) -> dict[str, Any]:
+    """The config.json of a speech-to-text model, without its files' names."""
+    return {
+        "dim": spec.dim, "text_card": text_card, "existing_text_padding_id": PAD_TOKEN, "n_q": codebooks, "dep_q": 0,
+        "card": codebook_size, "num_heads": spec.heads, "num_layers": spec.layers, "hidden_scale": 4.125,
+        "causal": True, "layer_scale": None, "context": spec.context, "max_period": 10000, "gating": "silu",
+        "norm": "rms_norm_f32", "positional_embedding": "rope", "depformer_multi_linear": True,
+        "delays": [0] * (1 + codebooks), "extra_heads_num_heads": len(PAUSES_S), "extra_heads_dim": _PAUSE_CLASSES,
+        "model_type": "stt",
+        "stt_config": {"audio_delay_seconds": spec.delay_s, "audio_silence_prefix_seconds": 0.0},
+        "lm_gen_config": {"temp": 0.0, "temp_text": 0.0, "top_k": 250, "top_k_text": 50},
+        "moshi_name": WEIGHTS,
+    }
+
+
+__all__ = ["CONFIG", "WEIGHTS", "SttSpec", "initialise", "make_task", "predict", "said_in", "stt_config"]
