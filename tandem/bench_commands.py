@@ -72,7 +72,7 @@ def bench_conversation(settings: Settings, order: Order, json_file: Path | None)
             dialogues = cast(row, order.count, order.seed, domain, synthesiser.speak, band=band,
                              lengths=Lengths(order.held_s, order.silence_s))
             _talk(talk, row, dialogues)
-            results.append(_judged(row, dialogues, domain, recognise, synthesiser, same_line=order.over_sip))
+            results.append(_judged(row, dialogues, domain, recognise, synthesiser, over_phone=order.over_sip))
     out.print(_table([figure for result in results for figure in figures(result)], settings.model_name, order))
     out.print(f"took {time.monotonic() - began:.0f} s; each row again:")
     for row in rows:
@@ -148,14 +148,14 @@ def _talk(talk: Talk, row: Row, dialogues: Sequence[Dialogue]) -> None:
 
 def _judged(
     row: Row, dialogues: Sequence[Dialogue], domain: Domain, recognise: Recognise | None, synthesiser: Synthesiser, *,
-    same_line: bool,
+    over_phone: bool,
 ) -> Result:
     sentences = sentences_of(domain)
     trials = [judge(dialogue, sentences, recognise) for dialogue in dialogues]
     sound = None
     if recognise is not None and row.kind == "questions":
         sound = judged_sound(dialogues, trials, recognise, lambda text: synthesiser.speak(text, AGENT).pcm,
-                             same_line=same_line)
+                             over_phone=over_phone)
     return Result(row, dialogues, trials, sound)
 
 

@@ -78,7 +78,7 @@ def model_verify(
 def model_run(
     play: Annotated[Path, typer.Argument(metavar="IN.wav", help="what the caller says, any audio file")],
     record: Annotated[Path, typer.Argument(metavar="OUT.wav", help="what the agent says, 24 kHz mono")],
-    name: Annotated[str | None, typer.Option("--model", help="`random`, `moshiko`, a folder, a repository; "
+    name: Annotated[str | None, typer.Option("--model", help="`nano`, `moshiko`, a folder, a repository; "
                                              "default: the default agent's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same conversation")] = 0,
@@ -133,9 +133,91 @@ def train_data(
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="processes; default: one a core")] = None,
 ) -> None:
     """Make calls of the restaurant's reception in the public fine-tuning format: stereo WAV, JSONL, word times."""
-    from tandem.train_commands import make_data
+    from tandem.train_data_command import make_data
 
     make_data(folder, calls, seed, split, workers)
+
+
+_Steps = Annotated[int, typer.Option(min=1, max=1_000_000)]
+_Seed = Annotated[int, typer.Option(min=0)]
+_Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+_Processes = Annotated[int | None, typer.Option(min=1, max=64, help="default: one a core, on a GPU one")]
+
+
+@train.command("nano")
+def train_nano(
+    folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
+    stages: Annotated[str, typer.Option(help="some of data, codec, tokens, lm, stt, with commas; default: all")] = "",
+    device: _Device = "cpu",
+    processes: _Processes = None,
+) -> None:
+    """Train the small Moshi of models/nano from nothing: calls, codec, language model, speech-to-text."""
+    from tandem import train_nano_command
+
+    wanted = tuple(stage.strip() for stage in stages.split(",") if stage.strip())
+    train_nano_command.nano(folder, wanted, device, processes)
+
+
+@train.command("mimi")
+def train_mimi(
+    folder: Annotated[Path, typer.Argument(help="where the codec goes; a training that is there goes on")],
+    calls: Annotated[Path, typer.Option(help="list of calls to learn from, a .jsonl")],
+    held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
+    config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
+    steps: _Steps = 5500,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    processes: _Processes = None,
+) -> None:
+    """Teach a codec: Mimi, its first codebook by phonemes."""
+    from tandem import train_nano_command
+
+    train_nano_command.mimi(folder, calls, held_out, config, steps=steps, batch=batch, seed=seed, device=device,
+                            processes=processes)
+
+
+@train.command("tokens")
+def train_tokens(
+    out: Annotated[Path, typer.Argument(help="the file to write, a .safetensors")],
+    calls: Annotated[list[Path], typer.Argument(help="lists of calls, .jsonl")],
+    agent: Annotated[Path, typer.Option(help="the checkpoint folder whose Mimi and tokenizer encode them")],
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="processes; default: one a core")] = None,
+) -> None:
+    """Encode calls as the language models read them."""
+    from tandem import train_nano_command
+
+    train_nano_command.tokens(out, calls, agent, workers)
+
+
+@train.command("lm")
+def train_lm(
+    folder: Annotated[Path, typer.Argument(help="where the model goes; a training that is there goes on")],
+    calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
+    held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
+    config: Annotated[Path | None, typer.Option(help="a config.json; default: nano's")] = None,
+    steps: _Steps = 2900,
+    frames: Annotated[int, typer.Option(min=300, max=1_000_000, help="in a step")] = 3072,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    processes: _Processes = None,
+) -> None:
+    """Teach a language model: both streams of sound and the inner monologue, on whole calls."""
+    from tandem import train_nano_command
+
+    train_nano_command.language_model(folder, calls, held_out, config, steps=steps, frames=frames, seed=seed,
+                                      device=device, processes=processes)
+
+
+@train.command("curves")
+def train_curves(
+    folder: Annotated[Path, typer.Argument(help="of a training")],
+    out: Annotated[Path, typer.Argument(help="the picture, .png or .svg")],
+) -> None:
+    """Draw the curves of a training, whole or still running."""
+    from tandem import train_nano_command
+
+    train_nano_command.curves(folder, out)
 
 
 @train.command("stt")
@@ -165,7 +247,7 @@ def conversation(
     count: Annotated[int, typer.Option(min=1, max=100_000, help="trials a row")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same callers, and offline the same "
                                       "answers")] = 0,
-    name: Annotated[str | None, typer.Option("--model", help="`random`, `moshiko`, a folder, a repository; "
+    name: Annotated[str | None, typer.Option("--model", help="`nano`, `moshiko`, a folder, a repository; "
                                              "default: the default agent's")] = None,
     slots: Annotated[int | None, typer.Option(min=1, max=512, help="calls at once; default: as the settings say")]
         = None,

@@ -62,7 +62,8 @@ def serving(**settings: object) -> Iterator[Served]:
     sip_port, web_port = free_port(), free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")} | {
         "TANDEM_SIP_PORT": str(sip_port), "TANDEM_WEB_PORT": str(web_port), "TANDEM_WORKER_PORT": "0",
-        "TANDEM_THREADS": "1"} | {f"TANDEM_{name.upper()}": str(value) for name, value in settings.items()}
+        "TANDEM_THREADS": "1", "TANDEM_MODEL": "random",
+    } | {f"TANDEM_{name.upper()}": str(value) for name, value in settings.items()}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "tandem", "serve"], cwd=folder, env=environment,
                                    stdout=log, stderr=subprocess.STDOUT)

@@ -38,14 +38,6 @@ _FLOOR = 5e-3  # of noise, as no microphone is without: digital silence confuses
 _AROUND_S = 0.3  # of silence before and after
 _BEAMS = {"beam": 1e-54, "wbeam": 1e-34, "pbeam": 1e-54}  # wider than the defaults, which lose whole sentences
 
-# Words that the recogniser's dictionary lacks, in its phones.
-PRONUNCIATIONS: Mapping[str, str] = {
-    "wifi": "W AY F AY",
-    "tiramisu": "T IH R AH M IY S UW",
-    "risotto": "R IH Z AO T OW",
-    "vegan": "V IY G AH N",
-}
-
 _SLOTS: Mapping[str, Iterable[str]] = {
     "number": NUMBERS, "day": DAYS, "weekday": WEEKDAYS, "time": TIMES, "name": NAMES, "dish": DISHES,
 }
@@ -125,9 +117,6 @@ class Recogniser:
         decoder = pocketsphinx.Decoder(
             hmm=str(model / "en-us"), dict=str(model / "cmudict-en-us.dict"), lm=None, cmn="batch",
             **_BEAMS, loglevel="FATAL", logfn=os.devnull)
-        for word, phones in PRONUNCIATIONS.items():
-            if decoder.lookup_word(word) is None:
-                decoder.add_word(word, phones, True)
         grammar = grammar_of(domain)
         words = set(re.findall(r"[a-z']+", re.sub(r"<\w+>|^.*;\n.*;\n", " ", grammar)))
         if unknown := sorted(word for word in words - {"public"} if decoder.lookup_word(word) is None):

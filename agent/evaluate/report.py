@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from agent.evaluate.judging import Share, percentile, same_words, share_of
-from agent.evaluate.rows import MEASURES, Dialogue, Row, Trial, said_words
-from agent.train.acoustics import heard
+from agent.evaluate.rows import MEASURES, QUIET_LINE, Dialogue, Row, Trial, said_words
+from agent.train.acoustics import draw_condition, heard
 from agent.train.speech import Samples
 
 WANTED_OF_SYNTHESISER = 0.97
@@ -88,11 +88,11 @@ def _share_line(row: str, measure: str, title: str, share: Share, wanted: float 
 
 def judged_sound(
     dialogues: Sequence[Dialogue], trials: Sequence[Sequence[Trial]], recognise: Recognise,
-    synthesise: Callable[[str], Samples], *, same_line: bool,
+    synthesise: Callable[[str], Samples], *, over_phone: bool,
 ) -> tuple[Share, Share]:
     """Of the answers whose words are right: how many the recogniser understands, said by the agent, and said by the
-    synthesiser that it has learned from. `same_line`: the synthesiser too is heard over the caller's line, as the
-    agent was; offline the agent's sound is taken as it leaves the model."""
+    synthesiser that it has learned from. `over_phone`: the agent was heard over G.711, so the synthesiser is too;
+    offline the agent's sound is taken as it leaves the model."""
     agent, synthesiser = [], []
     own: dict[str, bool] = {}
     for dialogue, its_trials in zip(dialogues, trials, strict=True):
@@ -103,9 +103,10 @@ def judged_sound(
             agent.append(same_words(recognise(trial.answer), expected))
             if expected not in own:
                 sound = synthesise(expected)
-                if same_line:
+                if over_phone:
                     generator = np.random.default_rng(dialogue.seed)
-                    sound = heard(sound, np.zeros_like(sound), dialogue.condition, generator)
+                    line = replace(draw_condition(generator, band="phone", shares=QUIET_LINE), gain_db=0.0)
+                    sound = heard(sound, np.zeros_like(sound), line, generator)
                 own[expected] = same_words(recognise(sound), expected)
             synthesiser.append(own[expected])
     return share_of(agent), share_of(synthesiser)

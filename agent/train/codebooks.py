@@ -71,7 +71,7 @@ def _follow(codebook: Codebook, latents: Tensor, codes: Tensor, step: int, team:
 
 @torch.no_grad()
 def begin(quantizer: Quantizer, x: Tensor, team: Team, generator: torch.Generator) -> None:
-    """Centroids by k-means of the latents x [count, dimension], codebook after codebook; the first process's for all."""
+    """Centroids by k-means of latents x [count, dimension], codebook after codebook; the first process's for all."""
     for half in (quantizer.rvq_first, quantizer.rvq_rest):
         residual = linear(x, half.input_proj.weight[..., 0])
         for codebook in half.codebooks():

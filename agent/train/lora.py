@@ -107,7 +107,8 @@ class _LoraTask:
     def evaluate(self) -> Mapping[str, float]:
         assert self.held_out is not None
         rows = [self._losses(batch)[1] for batch in self.held_out.beginnings(_EVALUATED)]
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        found = {name: [row[name] for row in rows if math.isfinite(row[name])] for name in rows[0]}
+        return {name: sum(values) / len(values) for name, values in found.items() if values}
 
     def export(self, folder: Path) -> None:
         export(self.model, self.module.state_dict(), self.spec, folder)

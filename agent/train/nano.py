@@ -84,7 +84,7 @@ class NanoRecipe:
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
     codec_steps: int = 5500
-    lm_steps: int = 2600
+    lm_steps: int = 2900
     stt_steps: int = 1200
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
@@ -156,8 +156,8 @@ class _Work:
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
                          *self._encoded(), **self.recipe.lm_spec)
-        plan = Plan(self.recipe.lm_steps, learning_rate=1e-3, seed=self.recipe.seed, processes=self.processes,
-                    device=self.device, evaluate_every=250, save_every=250)
+        plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
+                    processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
         self._take("lm", lm.WEIGHTS, lm.CONFIG)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import wave
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 
@@ -21,6 +19,7 @@ from agent.train.render import render
 from agent.train.script import Script
 from agent.train.speech import Speech, SpeechError, Synthesiser
 from agent.train.voices import AGENT, Split, Talker, draw_caller
+from agent.train.workers import end_with_parent
 
 LIST = "calls.jsonl"
 _VERSION = 2  # of how calls are made: with another one, calls made before are not taken for the same
@@ -94,25 +93,13 @@ def _made(jobs: list[_Job], workers: int) -> Iterator[int]:
         return
     # Processes start anew rather than by fork: the parent may have threads.
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(parts)), mp_context=spawn, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(min(workers, len(parts)), mp_context=spawn, initializer=end_with_parent) as pool:
         tasks = [pool.submit(_make, part) for part in parts]
         try:
             for task in as_completed(tasks):
                 yield task.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A pool's process would wait for work for ever after its parent was killed."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def _make(jobs: Sequence[_Job]) -> int:

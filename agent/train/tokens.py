@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,6 +31,7 @@ from agent.train.domain.reader import load
 from agent.train.render import Call, Word
 from agent.train.script import Speaker
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples
+from agent.train.workers import end_with_parent
 
 NO_INTENT = -1
 INTENT_FRAMES = 12  # after a caller's line, in which its intent is told to the model's teacher
@@ -67,7 +68,7 @@ class Tokens(Sequence[CallTokens]):
         try:
             self._file: Any = safe_open(path, framework="pt")
             self.names: list[str] = json.loads(self._file.metadata()["names"])
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise DatasetError(f"{path}: not a file of encoded calls ({str(error).splitlines()[0]})") from None
         self.path = path
         self._begins: list[int] = self._file.get_tensor("begins").tolist()
@@ -136,6 +137,7 @@ _worker: list[CallEncoder] = []  # of a process of the pool: its encoder
 
 
 def _begin_worker(config: MimiConfig, weights: dict[str, np.ndarray], tokenizer: Path) -> None:
+    end_with_parent()
     torch.set_num_threads(1)
     mimi = Mimi(config)
     mimi.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})

@@ -66,6 +66,6 @@ def test_sound_is_judged_where_words_are_right_and_against_the_synthesiser_on_th
         """Understands the agent always, the synthesiser never."""
         return "" if sound.size == 100 else str(next(answers))
 
-    agent, synthesiser = judged_sound(result.dialogues, result.trials, recognise, synthesise, same_line=False)
+    agent, synthesiser = judged_sound(result.dialogues, result.trials, recognise, synthesise, over_phone=False)
     assert (agent, synthesiser) == (Share(4, 4), Share(0, 4))
     assert spoken == list(dict.fromkeys(expected))

@@ -67,8 +67,8 @@ def test_an_answer_that_never_came_can_not_be_interrupted_and_is_not_counted() -
 
 
 def test_a_backchannel_must_not_stop_the_answer() -> None:
-    assert shares("backchannel", Nature())["exact"] == ALL
-    assert shares("backchannel", Nature(stops_for_backchannels=True))["exact"] == NONE
+    assert shares("backchannel", Nature()) == {"whole": ALL, "exact": ALL}
+    assert shares("backchannel", Nature(stops_for_backchannels=True)) == {"whole": NONE, "exact": NONE}
 
 
 def test_a_forced_start_is_heard_within_five_frames() -> None:

@@ -1,0 +1,125 @@
+"""The language model's training on calls that are a toy: it learns to answer what it hears, and only that."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
+from agent.moshi.lm import LanguageModel
+from agent.moshi.random_model import CODEBOOKS, LM
+from agent.train import lm
+from agent.train.initial import initialise
+from agent.train.lm_data import SHORTEST, Calls
+from agent.train.tokens import NO_INTENT, CallTokens, Tokens
+from agent.train.trainer import PROGRESS, Plan, Team, train
+
+FRAMES, ASKED, DELAY, SILENCE = 100, 4, 3, 7
+TEAM = Team(0, 1, torch.device("cpu"))
+
+
+def tiny() -> dict[str, Any]:
+    return {**copy.deepcopy(LM), "dim": 64, "num_layers": 2, "depformer_dim": 32, "depformer_dim_feedforward": 128}
+
+
+def toy(seed: int, *, free: bool = True, frames: int = FRAMES) -> CallTokens:
+    """The caller makes one of four sounds now and then; the agent says the word that belongs to it 3 frames later."""
+    generator = torch.Generator().manual_seed(seed)
+    agent = torch.full((CODEBOOKS, frames), SILENCE)
+    caller = torch.full((CODEBOOKS, frames), SILENCE)
+    text, said = torch.full((2, frames), PAD_TOKEN)
+    intent = torch.full((frames,), NO_INTENT)
+    for at in range(4, frames - 8, 12):
+        which = int(torch.randint(ASKED, (1,), generator=generator))
+        caller[:, at:at + 2] = 10 + which
+        said[at] = 20 + which
+        text[at + DELAY - 1], text[at + DELAY] = EPAD_TOKEN, 30 + which
+        agent[:, at + DELAY:at + DELAY + 3] = 40 + which
+        intent[at + 2:at + 6] = which
+    return CallTokens("toy", agent, caller, text, torch.full((frames,), free), said, caller[0] != SILENCE, intent)
+
+
+def write(path: Path, calls: list[CallTokens]) -> Path:
+    fields = ("agent", "caller", "text", "free", "said", "speaking", "intent")
+    tensors = {name: torch.cat([getattr(call, name) for call in calls], dim=-1).contiguous() for name in fields}
+    begins = torch.tensor([0, *(call.frames for call in calls)]).cumsum(0)
+    save_file(tensors | {"begins": begins}, path, metadata={"names": json.dumps([call.name for call in calls])})
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    built = LanguageModel(LMConfig.from_dict(tiny()))
+    initialise(built, torch.Generator().manual_seed(0))
+    return built
+
+
+def test_a_batch_is_what_steps_read_and_take(model: LanguageModel) -> None:
+    call = toy(0)
+    batch = Calls([call], model, lag=2).draw(FRAMES, torch.Generator())
+    assert torch.equal(batch.inputs[0, :, 1:], batch.taken[0, :, :-1])
+    assert torch.equal(batch.inputs[0, :, 0], model.initial_tokens(torch.device("cpu")))
+    assert torch.equal(batch.taken[0, 0], call.text)
+    assert torch.equal(batch.taken[0, 1], call.agent[0])
+    assert torch.equal(batch.taken[0, 2, 1:], call.agent[1, :-1]), "delayed by one"
+    assert torch.equal(batch.heard[0, 2:], call.said[:-2])
+    spoken = call.agent[0] != SILENCE
+    assert batch.sounds[0][spoken].all()
+    assert not (batch.sounds & batch.quiet).any()
+    assert not (batch.sounds | batch.quiet)[0, 0], "the delayed codebooks' first frame isn't there"
+
+
+def test_calls_of_a_batch_are_about_as_long(model: LanguageModel) -> None:
+    calls = Calls([toy(n, frames=frames) for n, frames in enumerate((60, 300, 62, 290, 64, 310))], model, lag=2)
+    for seed in range(8):
+        batch = calls.draw(200, torch.Generator().manual_seed(seed))
+        lengths = batch.text_counts.sum(1)
+        assert int(lengths.max()) - int(lengths.min()) <= 20
+        assert not batch.sounds[~batch.text_counts].any(), "nothing is asked of what fills a call up"
+
+
+def test_a_call_from_its_middle_still_has_the_token_before(model: LanguageModel) -> None:
+    call = toy(0, frames=SHORTEST + 200)
+    calls = Calls([call], model, lag=2)
+    batch = calls.draw(600, torch.Generator().manual_seed(1), middle=1.0)
+    begin = call.frames - batch.taken.shape[2]
+    assert 0 < begin <= 200
+    assert int(batch.inputs[0, 0, 0]) == int(call.text[begin - 1])
+
+
+def task(tmp_path: Path, calls: list[CallTokens], **spec: Any) -> lm._LMTask:
+    path = write(tmp_path / "toys.safetensors", calls)
+    return lm._LMTask(TEAM, lm.LMSpec(tiny(), path, path, frames=400, **spec))
+
+
+def test_what_was_forced_teaches_no_text_but_sound(tmp_path: Path) -> None:
+    forced = task(tmp_path, [toy(seed, free=False) for seed in range(4)], heard=0.0, meant=0.0)
+    loss, _ = forced.loss(0, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert forced.lm.text_linear.weight.grad is not None
+    assert not forced.lm.text_linear.weight.grad.any()
+    assert forced.lm.linears.all()[0].grad.abs().sum() > 0  # type: ignore[union-attr]
+    decided = task(tmp_path, [toy(seed) for seed in range(4)], heard=0.0, meant=0.0)
+    decided.loss(0, torch.Generator().manual_seed(0))[0].backward()
+    assert decided.lm.text_linear.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def test_it_learns_to_answer(tmp_path: Path) -> None:
+    path = write(tmp_path / "calls.safetensors", [toy(seed) for seed in range(40)])
+    held_out = write(tmp_path / "held_out.safetensors", [toy(seed) for seed in range(100, 104)])
+    spec = lm.LMSpec(tiny(), path, held_out, frames=800, agent_noise=0, first_noise=0, rest_noise=0, lag=2)
+    plan = Plan(steps=120, learning_rate=5e-3, warmup=10, log_every=20, evaluate_every=120, save_every=120)
+    train(lm.make_task, spec, plan, tmp_path / "lm", lambda _: None)
+    last = json.loads((tmp_path / "lm" / PROGRESS).read_text().splitlines()[-1])
+    assert last["kind"] == "held out"
+    for right in ("pieces", "epads", "pads", "heard", "meant"):
+        assert last[right] > 0.95, right
+    assert last["first_codes"] < 0.5
+    assert Tokens.open(path).frames[0] == FRAMES
+    assert {"model.safetensors", "config.json"} <= {file.name for file in (tmp_path / "lm").iterdir()}

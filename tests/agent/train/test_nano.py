@@ -1,0 +1,65 @@
+"""The whole recipe with little of everything: what comes out is loaded and speaks, and a second run does nothing."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from agent.engine import MoshiEngine
+from agent.moshi.checkpoint import load_model
+from agent.moshi.random_model import CARD, CODEBOOKS, LM, MIMI
+from agent.step import StepInputs
+from agent.train.curves import draw_curves
+from agent.train.nano import CODEC, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
+from agent.train.trainer import TrainingError
+
+TINY = NanoRecipe(
+    sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), "calls": CallSet(10, 3, seed=2)},
+    codec_steps=6, lm_steps=4, stt_steps=3, mimi=copy.deepcopy(MIMI),
+    lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600},
+    tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3}, lm_spec={"frames": 600},
+    stt_spec={"dim": 32, "layers": 1, "heads": 2, "frames": 64, "batch": 2, "transcribed_calls": 1})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    train_nano(folder, TINY, processes=1, tell=lambda _: None)
+    return folder
+
+
+def test_what_comes_out_is_loaded_and_steps(folder: Path) -> None:
+    model = load_model(folder / "nano")
+    assert (model.lm.config.audio_card, model.lm.config.agent_codebooks) == (CARD, CODEBOOKS)
+    assert model.generation["temp_text"] < 0.7
+    engine = MoshiEngine(model, slots=1)
+    silence = torch.zeros(1, engine.info.frame_samples).numpy()
+    for fresh in (True, False, False):
+        out = engine.step(StepInputs.free(range(1), [fresh], silence, engine.info, engine.default_sampling(1)))
+    assert out.pcm.shape == (1, engine.info.frame_samples)
+    words = load_model(folder / "nano" / "stt")
+    assert words.lm.config.depth is None
+    assert words.tokenizer_path is not None
+
+
+def test_finished_stages_stay_as_they_are(folder: Path) -> None:
+    def written() -> dict[str, int]:
+        names = ("nano/mimi.safetensors", "nano/tokenizer.model", "tokens/calls.safetensors", "calls/calls/000000.wav")
+        return {name: (folder / name).stat().st_ino for name in names}
+
+    before, told = written(), []
+    train_nano(folder, TINY, processes=1, stages=("data", "tokens"), tell=told.append)
+    assert {name: inode for name, inode in written().items() if "nano/" not in name} == {
+        name: inode for name, inode in before.items() if "nano/" not in name}
+    assert [line for line in told if line.startswith("stage")] == ["stage: data", "stage: tokens"]
+    assert STAGES[0] == "data"
+
+
+def test_curves_are_drawn(folder: Path, tmp_path: Path) -> None:
+    draw_curves(folder / "lm", tmp_path / "lm.svg")
+    assert "heard loss" in (tmp_path / "lm.svg").read_text()
+    with pytest.raises(TrainingError, match=r"nowhere.*: not a training's progress"):
+        draw_curves(tmp_path / "nowhere", tmp_path / "lm.svg")
