@@ -147,7 +147,8 @@ _Processes = Annotated[int | None, typer.Option(min=1, max=64, help="default: on
 @train.command("nano")
 def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
-    stages: Annotated[str, typer.Option(help="some of data, codec, tokens, lm, stt, with commas; default: all")] = "",
+    stages: Annotated[str, typer.Option(help="some of data, codec, tokens, stt, lm, voice, with commas; "
+                                      "default: all")] = "",
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
@@ -164,6 +165,8 @@ def train_mimi(
     calls: Annotated[Path, typer.Option(help="list of calls to learn from, a .jsonl")],
     held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
+    voice_of: Annotated[Path | None, typer.Option(help="a trained codec, whose decoder alone learns the agent's "
+                                                  "voice")] = None,
     steps: _Steps = 5500,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
     seed: _Seed = 0,
@@ -173,8 +176,8 @@ def train_mimi(
     """Teach a codec: Mimi, its first codebook by phonemes."""
     from tandem import train_nano_command
 
-    train_nano_command.mimi(folder, calls, held_out, config, steps=steps, batch=batch, seed=seed, device=device,
-                            processes=processes)
+    train_nano_command.mimi(folder, calls, held_out, config, voice_of, steps=steps, batch=batch, seed=seed,
+                            device=device, processes=processes)
 
 
 @train.command("tokens")
@@ -196,6 +199,7 @@ def train_lm(
     calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a config.json; default: nano's")] = None,
+    ears: Annotated[Path | None, typer.Option(help="folder of a speech-to-text model to begin with")] = None,
     steps: _Steps = 2900,
     frames: Annotated[int, typer.Option(min=300, max=1_000_000, help="in a step")] = 3072,
     seed: _Seed = 0,
@@ -205,7 +209,7 @@ def train_lm(
     """Teach a language model: both streams of sound and the inner monologue, on whole calls."""
     from tandem import train_nano_command
 
-    train_nano_command.language_model(folder, calls, held_out, config, steps=steps, frames=frames, seed=seed,
+    train_nano_command.language_model(folder, calls, held_out, config, ears, steps=steps, frames=frames, seed=seed,
                                       device=device, processes=processes)
 
 

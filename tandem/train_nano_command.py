@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from agent.moshi.config import ConfigError, MimiConfig
 from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer, TokenizerError
-from agent.train import codec, lm
+from agent.train import codec, lm, stt
 from agent.train.curves import draw_curves
 from agent.train.dataset import DatasetError
 from agent.train.domain.reader import DomainError
@@ -38,10 +38,13 @@ def nano(folder: Path, stages: tuple[str, ...], device: str, processes: int | No
         print(train_nano(folder, NanoRecipe(), device=device, processes=processes, stages=stages or STAGES))
 
 
-def mimi(folder: Path, calls: Path, held_out: Path, config: Path | None, *, steps: int, batch: int, seed: int,
-         device: str, processes: int | None) -> None:
-    """Train a codec in `folder`, or go on there."""
-    spec = codec.CodecSpec(_config(config, MIMI), _there(calls), _there(held_out), batch=batch)
+def mimi(folder: Path, calls: Path, held_out: Path, config: Path | None, voice_of: Path | None, *, steps: int,
+         batch: int, seed: int, device: str, processes: int | None) -> None:
+    """Train a codec in `folder`, or go on there; `voice_of`: a trained one whose decoder alone learns."""
+    if voice_of is not None:
+        _there(voice_of / codec.WEIGHTS)
+        config = voice_of / codec.CONFIG
+    spec = codec.CodecSpec(_config(config, MIMI), _there(calls), _there(held_out), batch=batch, voice_of=voice_of)
     plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, final=0.05, clip=5.0, seed=seed,
                 device=device, processes=processes or processes_for(device))
     with _told():
@@ -59,10 +62,11 @@ def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> No
     print(out)
 
 
-def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, *, steps: int, frames: int,
-                   seed: int, device: str, processes: int | None) -> None:
-    """Train a language model in `folder`, or go on there."""
-    spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), frames=frames)
+def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, ears: Path | None, *, steps: int,
+                   frames: int, seed: int, device: str, processes: int | None) -> None:
+    """Train a language model in `folder`, or go on there; `ears`: a speech-to-text model's folder to begin with."""
+    weights = None if ears is None else _there(ears / stt.WEIGHTS)
+    spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), frames=frames, ears=weights)
     plan = Plan(steps, learning_rate=1e-3, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
         train(lm.make_task, spec, plan, folder)

@@ -1,4 +1,8 @@
-"""Trains Mimi: spectral losses, and a first codebook that is taught phonemes (in the paper, WavLM's features)."""
+"""Trains Mimi: spectral losses, and a first codebook that is taught phonemes (in the paper, WavLM's features).
+
+In a second training the decoder alone goes on learning, on the agent's speech: only that is ever heard decoded, and
+since the codes stay what they are, calls may be encoded in between.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.moshi.config import MimiConfig
@@ -45,6 +49,7 @@ class CodecSpec:
     caller_weight: float = 0.5  # of the caller's sound, which nobody hears decoded
     commitment: float = 0.25
     phonemes: float = 1.0
+    voice_of: Path | None = None  # a trained codec's folder: its decoder alone goes on learning, the agent's voice
 
 
 def make_task(team: Team, spec: CodecSpec) -> Task:
@@ -56,19 +61,28 @@ class _CodecTask:
         self.team, self.spec = team, spec
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
         self.head = nn.Linear(self.mimi.config.dimension, LABELS_PER_FRAME * LABELS)
-        self.calls = read_stretches(spec.calls, spec.frames)
-        self.held_out = read_stretches(spec.held_out, spec.frames) if team.rank == 0 else None
+        agent_share = 0.5 if spec.voice_of is None else 1.0
+        self.calls = read_stretches(spec.calls, spec.frames, agent_share)
+        self.held_out = read_stretches(spec.held_out, spec.frames, agent_share) if team.rank == 0 else None
         self.loss_of = SpectralLoss().to(team.device)
         self.module = nn.ModuleDict({"mimi": self.mimi, "head": self.head}).to(team.device)
+        if spec.voice_of is not None:
+            self.mimi.load_state_dict(load_file(spec.voice_of / WEIGHTS))
+            self.head.requires_grad_(False)
+            for name, weight in self.mimi.named_parameters():
+                weight.requires_grad_(name.startswith(("decoder", "upsample")) or ".output_proj." in name)
+            return
         generator = torch.Generator().manual_seed(0)
         initialise(self.mimi, self.calls.draw(16, generator)[0].to(team.device), generator)
         self.mimi.requires_grad_(True)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        count = max(1, self.spec.batch // self.team.size)
+        if self.spec.voice_of is not None:
+            return self._voice_losses(count, generator)
         if step == self.spec.unquantised_steps:
             self._begin_codebooks()
-        total, figures = self._losses(self.calls, max(1, self.spec.batch // self.team.size), step, generator)
-        return total, figures
+        return self._losses(count, step, generator)
 
     def evaluate(self) -> Mapping[str, float]:
         assert self.held_out is not None
@@ -95,10 +109,19 @@ class _CodecTask:
         save_file({name: tensor.to(torch.bfloat16 if name in halved else torch.float32).contiguous().cpu()
                    for name, tensor in self.mimi.state_dict().items()}, folder / WEIGHTS)
 
-    def _losses(self, stretches: Stretches, count: int, step: int, generator: torch.Generator
-                ) -> tuple[Tensor, Mapping[str, float]]:
+    def _voice_losses(self, count: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        pcm, _, _ = self._drawn(self.calls, count, generator)
+        with torch.no_grad():
+            codes = self.mimi.quantizer.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
+        with torch.autocast(pcm.device.type, torch.bfloat16):
+            decoded = self.mimi.sound(self.mimi.quantizer.decode(codes))
+        spectral, mel = self.loss_of(decoded.float(), pcm, torch.ones(count, device=pcm.device))
+        wave = (decoded.float() - pcm).abs().mean()
+        return spectral + wave, {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
+
+    def _losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
-        pcm, labels, agent = self._drawn(stretches, count, generator)
+        pcm, labels, agent = self._drawn(self.calls, count, generator)
         with torch.autocast(pcm.device.type, torch.bfloat16):
             latents = self.mimi.latents(pcm)
         latents = latents.float()

@@ -83,7 +83,7 @@ class _Track:
         return labels
 
 
-def read_stretches(listed: Path, frames: int) -> Stretches:
+def read_stretches(listed: Path, frames: int, agent_share: float = 0.5) -> Stretches:
     """All calls of a list (see dataset.py), which must have phonemes and our own rate. Raises DatasetError."""
     tracks = []
     for entry in read_list(listed):
@@ -108,4 +108,4 @@ def read_stretches(listed: Path, frames: int) -> Stretches:
                 ends=np.array([round(u.end_s * SAMPLE_RATE) for u in spoken], np.int64),
                 changes=np.array([-2**40, *(round(at * SAMPLE_RATE) for at, _ in times)], np.int64),
                 phones=np.array([SILENCE, *(label for _, label in times)], np.int64)))
-    return Stretches(tuple(tracks), frames)
+    return Stretches(tuple(tracks), frames, agent_share)

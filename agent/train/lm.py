@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
@@ -25,7 +25,7 @@ from agent.train.domain.reader import load
 from agent.train.initial import initialise
 from agent.train.lm_data import Batch, Calls
 from agent.train.tokens import NO_INTENT, Tokens
-from agent.train.trainer import Task, Team
+from agent.train.trainer import Task, Team, TrainingError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -51,6 +51,7 @@ class LMSpec:
     heard: float = 0.5  # of the loss: what the caller said
     meant: float = 0.5
     lag: int = 6  # frames from a word's begin until it must be understood
+    ears: Path | None = None  # weights of a speech-to-text model of the same width to begin with: it can hear already
 
 
 def make_task(team: Team, spec: LMSpec) -> Task:
@@ -66,6 +67,8 @@ class _LMTask:
         self.heard = nn.Linear(config.temporal.dim, config.text_card_out)
         self.meant = nn.Linear(config.temporal.dim, len(load().intents))
         self.module = nn.ModuleDict({"lm": self.lm, "heard": self.heard, "meant": self.meant}).to(team.device)
+        if spec.ears is not None:
+            lend_ears(spec.ears, self.lm, self.heard)
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.held_out = _calls(spec.held_out, self.lm, spec.lag) if team.rank == 0 else None
@@ -134,6 +137,22 @@ class _LMTask:
         }
         total = text_loss + sound_loss + spec.heard * heard_loss + spec.meant * torch.nan_to_num(meant_loss)
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
+
+
+@torch.no_grad()
+def lend_ears(path: Path, lm: LanguageModel, heard: nn.Linear) -> None:
+    """Take over how a speech-to-text model hears: its codes' embeddings for the caller's, its layers for the first of
+    the temporal transformer, its text's projection for the head that asks what was said. Raises TrainingError."""
+    theirs = load_file(path)
+    ours = dict(lm.named_parameters())
+    first = lm.config.agent_codebooks
+    pairs: list[tuple[str, Tensor]] = [(f"emb.{k}.weight", ours[f"emb.{first + k}.weight"]) for k in range(lm.config.caller_codebooks)]
+    pairs += [(name, ours[name]) for name in theirs if name.startswith("transformer.")]
+    pairs += [("out_norm.alpha", ours["out_norm.alpha"]), ("text_linear.weight", heard.weight)]
+    for name, weight in pairs:
+        if name not in theirs or theirs[name].shape != weight.shape:
+            raise TrainingError(f"{path}: {name} doesn't fit the language model")
+        weight.copy_(theirs[name])
 
 
 def _calls(path: Path, lm: LanguageModel, lag: int) -> Calls:

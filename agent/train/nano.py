@@ -1,7 +1,7 @@
-"""The recipe of `models/nano`: calls, codec, tokens, language model, speech-to-text, each a stage that can be resumed.
+"""The recipe of `models/nano`: calls, codec, tokens, speech-to-text, language model, voice; each can be resumed.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
-    FOLDER/codec, lm, stt             trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/codec, stt, lm, voice      trainings: state.pt to go on from, progress.jsonl for the curves
     FOLDER/tokens                     the calls as the language models read them
     FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
 """
@@ -85,16 +85,18 @@ class NanoRecipe:
     seed: int = 7
     codec_steps: int = 5500
     lm_steps: int = 2900
-    stt_steps: int = 1200
+    stt_steps: int = 2600
+    voice_steps: int = 3000
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
     codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
     lm_spec: Mapping[str, Any] = field(default_factory=dict)
-    stt_spec: Mapping[str, Any] = field(default_factory=dict)
+    # The language model begins with these ears: of its width and its heads.
+    stt_spec: Mapping[str, Any] = field(default_factory=lambda: {"heads": 4, "text_dropout": 0.3})
 
 
-STAGES = ("data", "codec", "tokens", "lm", "stt")
+STAGES = ("data", "codec", "tokens", "stt", "lm", "voice")
 
 
 def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
@@ -155,7 +157,7 @@ class _Work:
 
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
-                         *self._encoded(), **self.recipe.lm_spec)
+                         *self._encoded(), ears=self.out / "stt" / stt.WEIGHTS, **self.recipe.lm_spec)
         plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
@@ -165,12 +167,20 @@ class _Work:
         folder = self.out / "stt"
         spec = stt.SttSpec(*self._encoded(), codec=self.out, tokenizer=self.out / "tokenizer.model",
                            **self.recipe.stt_spec)
-        plan = Plan(self.recipe.stt_steps, learning_rate=1e-3, seed=self.recipe.seed, processes=self.processes,
+        plan = Plan(self.recipe.stt_steps, learning_rate=1.5e-3, seed=self.recipe.seed, processes=self.processes,
                     device=self.device, evaluate_every=200, save_every=200)
         train(stt.make_task, spec, plan, folder, self.tell)
 
     def _calls(self, name: str) -> Path:
         return self.folder / "calls" / name / LIST
+
+    def _voice(self) -> None:
+        spec = codec.CodecSpec(self.recipe.mimi, self._calls("calls"), self._calls(HELD_OUT),
+                               **self.recipe.codec_spec, voice_of=self.folder / "codec")
+        plan = Plan(self.recipe.voice_steps, learning_rate=5e-4, betas=(0.9, 0.99), weight_decay=1e-3, final=0.02,
+                    clip=5.0, seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(codec.make_task, spec, plan, self.folder / "voice", self.tell)
+        self._take("voice", codec.WEIGHTS)
 
     def _encoded(self) -> tuple[Path, Path]:
         tokens = self.folder / "tokens"

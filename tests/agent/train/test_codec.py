@@ -163,3 +163,22 @@ def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
     silence = torch.zeros_like(pcm)
     loss, weights = SpectralLoss(), torch.ones(4)
     assert loss(decoded, pcm, weights)[0] < 0.7 * loss(silence, pcm, weights)[0]
+
+
+def test_the_decoder_alone_learns_a_voice(calls: Path, tmp_path: Path) -> None:
+    plan = Plan(steps=20, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=20,
+                save_every=20)
+    spec = codec.CodecSpec(tiny(), calls, calls, batch=4, frames=6, unquantised_steps=10)
+    train(codec.make_task, spec, plan, tmp_path / "codec", lambda _: None)
+    voice = codec.CodecSpec(tiny(), calls, calls, batch=4, frames=6, voice_of=tmp_path / "codec")
+    train(codec.make_task, voice, plan, tmp_path / "voice", lambda _: None)
+    before, after = (load_file(tmp_path / name / codec.WEIGHTS) for name in ("codec", "voice"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert {"decoder", "decoder_transformer", "upsample"} <= changed <= {
+        "decoder", "decoder_transformer", "upsample", "quantizer"}
+    one, two = Mimi(MimiConfig.from_dict(tiny())), Mimi(MimiConfig.from_dict(tiny()))
+    one.load_state_dict(before)
+    two.load_state_dict(after)
+    pcm = read_stretches(calls, 6).draw(4, torch.Generator().manual_seed(3))[0]
+    with torch.no_grad():
+        assert torch.equal(one.encode(pcm, 4), two.encode(pcm, 4)), "codes stay what they are"

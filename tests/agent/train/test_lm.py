@@ -18,7 +18,7 @@ from agent.train import lm
 from agent.train.initial import initialise
 from agent.train.lm_data import SHORTEST, Calls
 from agent.train.tokens import NO_INTENT, CallTokens, Tokens
-from agent.train.trainer import PROGRESS, Plan, Team, train
+from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
 
 FRAMES, ASKED, DELAY, SILENCE = 100, 4, 3, 7
 TEAM = Team(0, 1, torch.device("cpu"))
@@ -123,3 +123,22 @@ def test_it_learns_to_answer(tmp_path: Path) -> None:
     assert last["first_codes"] < 0.5
     assert Tokens.open(path).frames[0] == FRAMES
     assert {"model.safetensors", "config.json"} <= {file.name for file in (tmp_path / "lm").iterdir()}
+
+
+def test_ears_are_lent_by_a_speech_to_text_model(model: LanguageModel, tmp_path: Path) -> None:
+    config = {**tiny(), "n_q": CODEBOOKS, "dep_q": 0, "num_layers": 1, "delays": [0] * (1 + CODEBOOKS)}
+    ears = LanguageModel(LMConfig.from_dict(config))
+    initialise(ears, torch.Generator().manual_seed(9))
+    save_file(ears.state_dict(), tmp_path / "ears.safetensors")
+    ours, heard = LanguageModel(LMConfig.from_dict(tiny())), torch.nn.Linear(64, tiny()["text_card"])
+    ours.load_state_dict(model.state_dict())
+    lm.lend_ears(tmp_path / "ears.safetensors", ours, heard)
+    assert torch.equal(ours.emb.all()[CODEBOOKS], ears.emb.all()[0])
+    assert torch.equal(ours.emb.all()[0], model.emb.all()[0]), "the agent's own codes are others"
+    assert torch.equal(ours.transformer.weights()[0].attend_in, ears.transformer.weights()[0].attend_in)
+    assert torch.equal(ours.transformer.weights()[1].attend_in, model.transformer.weights()[1].attend_in)
+    assert torch.equal(heard.weight, ears.text_linear.weight)
+    wider = {**config, "dim": 128}
+    save_file(LanguageModel(LMConfig.from_dict(wider)).state_dict(), tmp_path / "wider.safetensors")
+    with pytest.raises(TrainingError, match="doesn't fit the language model"):
+        lm.lend_ears(tmp_path / "wider.safetensors", ours, heard)
