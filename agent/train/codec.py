@@ -23,8 +23,9 @@ from agent.moshi.layers import LayerScale, Weight
 from agent.moshi.mimi import Mimi
 from agent.moshi.quantizer import Codebook
 from agent.train import codebooks
-from agent.train.codec_data import LABELS, LABELS_PER_FRAME, SILENCE, Stretches, read_stretches
+from agent.train.codec_data import Stretches, read_stretches
 from agent.train.codec_loss import SpectralLoss
+from agent.train.phone_labels import LABELS, LABELS_PER_FRAME, SILENCE
 from agent.train.trainer import Task, Team
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"

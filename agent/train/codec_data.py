@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from agent.train.dataset import DatasetError, read_call, read_list
-from agent.train.phones import PHONES
+from agent.train.phone_labels import LABELS_PER_FRAME, labels_at
+from agent.train.render import Word
 from agent.train.script import Speaker
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
-
-SILENCE = 0  # the label where nobody speaks; phones follow
-LABELS = 1 + len(PHONES)
-LABELS_PER_FRAME = 2  # of the 40 ms around 20 and 60 ms: a phone is often shorter than a frame
 
 _LABEL_STEP = FRAME_SAMPLES // LABELS_PER_FRAME
 _ANYWHERE = 0.06  # of the stretches: wherever in the call, mostly silence and noise
@@ -63,8 +60,7 @@ class _Track:
     samples: int
     begins: np.ndarray  # of its utterances, in samples
     ends: np.ndarray
-    changes: np.ndarray  # samples at which the label changes
-    phones: np.ndarray  # the label from each change on
+    phones: tuple[Word, ...]
 
     def pcm(self, first: int, length: int) -> np.ndarray:
         """[length] float32; zero outside of the call."""
@@ -79,8 +75,7 @@ class _Track:
 
     def labels(self, first: int, frames: int) -> np.ndarray:
         middles = first + np.arange(frames * LABELS_PER_FRAME) * _LABEL_STEP + _LABEL_STEP // 2
-        labels: np.ndarray = self.phones[np.searchsorted(self.changes, middles, side="right") - 1]
-        return labels
+        return labels_at(middles / SAMPLE_RATE, self.phones)
 
 
 def read_stretches(listed: Path, frames: int, agent_share: float = 0.5) -> Stretches:
@@ -96,16 +91,9 @@ def read_stretches(listed: Path, frames: int, agent_share: float = 0.5) -> Stret
             raise DatasetError(f"{entry.path}: has no phonemes, which the first codebook is taught")
         for side in _CHANNELS:
             spoken = [utterance for utterance in call.utterances if utterance.speaker == side]
-            phones = [phone for phone in call.phonemes if phone.speaker == side]
-            times = [(phone.begin_s, 1 + PHONES.index(phone.text)) for phone in phones]
-            # after a phone there is silence, unless the next one begins there
-            times += [(phone.end_s, SILENCE) for phone, after in zip(phones, [*phones[1:], None], strict=True)
-                      if after is None or after.begin_s > phone.end_s + 0.01]
-            times.sort(key=lambda change: change[0])
             tracks.append(_Track(
                 entry.path, side, samples,
                 begins=np.array([round(u.begin_s * SAMPLE_RATE) for u in spoken], np.int64),
                 ends=np.array([round(u.end_s * SAMPLE_RATE) for u in spoken], np.int64),
-                changes=np.array([-2**40, *(round(at * SAMPLE_RATE) for at, _ in times)], np.int64),
-                phones=np.array([SILENCE, *(label for _, label in times)], np.int64)))
+                phones=tuple(phone for phone in call.phonemes if phone.speaker == side)))
     return Stretches(tuple(tracks), frames, agent_share)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
+from agent.moshi.mimi import Mimi
 
 _RESIDUAL = 0.5  # of what a residual branch adds, divided among the layers
 _CODE = 0.5  # of what one of many codes adds to the sum that the model reads, the text's being 1
@@ -26,3 +28,21 @@ def initialise(lm: LanguageModel, generator: torch.Generator) -> None:
             stack = config.depth if name.startswith("depformer.") and config.depth else config.temporal
             std *= _RESIDUAL * stack.layers ** -0.5
         nn.init.normal_(weight, std=std, generator=generator)
+
+
+@torch.no_grad()
+def hear_likeness(lm: LanguageModel, mimi: Mimi, generator: torch.Generator) -> None:
+    """Embed the caller's codes as what the codec makes of them, turned into the model's width: codes that sound alike
+    are near each other from the first step on. The first codebook, which knows phonemes, has directions of its own;
+    the acoustic ones share theirs, so that a frame's codes add up to the frame's latent."""
+    dim, width = lm.config.temporal.dim, mimi.config.dimension
+    turned = nn.init.orthogonal_(torch.empty(2 * width, dim), generator=generator)
+    heard = lm.emb.all()[lm.config.agent_codebooks:]
+    quantizer = mimi.quantizer
+    for half, weights, directions in ((quantizer.rvq_first, heard[:1], turned[:width]),
+                                      (quantizer.rvq_rest, heard[1:], turned[width:])):
+        matrix = half.output_proj.weight[..., 0]
+        latents = [linear(book.centroids()[0], matrix) for book in half.codebooks(len(weights))]
+        power = sum(float(latent.var(0).sum()) for latent in latents)
+        for weight, latent in zip(weights, latents, strict=True):
+            weight[:len(latent)] = (latent - latent.mean(0)) @ directions / (2 * power) ** 0.5

@@ -146,7 +146,8 @@ def lend_ears(path: Path, lm: LanguageModel, heard: nn.Linear) -> None:
     theirs = load_file(path)
     ours = dict(lm.named_parameters())
     first = lm.config.agent_codebooks
-    pairs: list[tuple[str, Tensor]] = [(f"emb.{k}.weight", ours[f"emb.{first + k}.weight"]) for k in range(lm.config.caller_codebooks)]
+    pairs: list[tuple[str, Tensor]] = [
+        (f"emb.{k}.weight", ours[f"emb.{first + k}.weight"]) for k in range(lm.config.caller_codebooks)]
     pairs += [(name, ours[name]) for name in theirs if name.startswith("transformer.")]
     pairs += [("out_norm.alpha", ours["out_norm.alpha"]), ("text_linear.weight", heard.weight)]
     for name, weight in pairs:

@@ -13,6 +13,7 @@ from agent.moshi.lm import LanguageModel
 from agent.train.tokens import NO_INTENT, CallTokens
 
 SHORTEST = 300  # frames of a call that begins in its middle
+_ALIKE = 1.25  # by how much calls of a batch may differ in length
 _NEAR_SPEECH = 12  # frames around speech that count as much: there, sound begins and ends
 
 
@@ -65,7 +66,8 @@ class Calls:
         length = int(self.lengths[self.by_length[at]])
         count = max(1, round(frames / length))
         first = min(max(0, at - count // 2), max(0, len(self) - count))
-        chosen = [self.calls[int(i)] for i in self.by_length[first:first + count]]
+        chosen = [self.calls[int(i)] for i in self.by_length[first:first + count]
+                  if length / _ALIKE <= self.lengths[i] <= length * _ALIKE]
         if float(torch.rand(1, generator=generator)) < middle:
             chosen = [self._from_middle(call, generator) for call in chosen]
         return _padded(chosen)

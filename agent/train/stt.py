@@ -15,27 +15,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig, MimiConfig
-from agent.moshi.layers import RMSNorm, linear
+from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
+from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import PAUSES_S, CallerWords, Transcriber, lag_of, transcribe
-from agent.moshi.transformer import norm
 from agent.train.codec import CONFIG as MIMI_CONFIG
 from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
+from agent.train.initial import hear_likeness, initialise
+from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
 from agent.train.stt_data import UNKNOWN, CallerSides, Windows
-from agent.train.tokens import CallTokens, Tokens
+from agent.train.tokens import NO_PHONE, CallTokens, Tokens
 from agent.train.trainer import Task, Team, TrainingError
 from agent.train.words import WordErrors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _PAUSE_CLASSES = 6  # as in the published heads, which use the first; ours use the first two
-_RESIDUAL = 0.5  # of what a residual branch adds at first
-_CODE_EMBEDDING = 0.5  # of a code's share of the sum that the model reads, the text's being 1
 _HELD_OUT_WINDOWS = 16
 
 
@@ -56,6 +57,7 @@ class SttSpec:
     frames: int = 256  # of a window
     pad_weight: float = 0.3
     pauses: float = 0.2  # of the loss
+    phones: float = 0.5  # of the loss: a head of training alone that tells what is heard just now
     first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
     rest_dropout: float = 0.12
     text_dropout: float = 0.1  # of the input text, left out: what is heard is to count more than what is often said
@@ -69,14 +71,19 @@ def make_task(team: Team, spec: SttSpec) -> Task:
 class _SttTask:
     def __init__(self, team: Team, spec: SttSpec) -> None:
         self.team, self.spec = team, spec
-        self.mimi, self.tokenizer = _mimi_config(spec.codec), Tokenizer(spec.tokenizer)
+        codec, self.tokenizer = _codec(spec.codec), Tokenizer(spec.tokenizer)
+        self.mimi = codec.config
         self.lag = lag_of(spec.delay_s, self.mimi.frame_rate)
         calls = self._read(spec.calls)
         self.config = stt_config(spec, codebooks=len(calls[0].caller), codebook_size=self.mimi.codebook_size,
                                  text_card=len(self.tokenizer))
         self.lm = LanguageModel(LMConfig.from_dict(self.config))
-        initialise(self.lm, torch.Generator().manual_seed(0))
-        self.module: nn.Module = self.lm.to(team.device).requires_grad_(True)
+        generator = torch.Generator().manual_seed(0)
+        initialise(self.lm, generator)
+        hear_likeness(self.lm, codec, generator)
+        self.phones = nn.Linear(spec.dim, LABELS_PER_FRAME * LABELS)
+        self.module: nn.Module = nn.ModuleDict({"lm": self.lm, "phones": self.phones}).to(team.device)
+        self.lm.requires_grad_(True)
         initial = self.lm.initial_tokens(torch.device("cpu"))
         self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial)
         if team.rank == 0:
@@ -132,8 +139,9 @@ class _SttTask:
         return torch.where(dropped, any_code, inputs)
 
     def _losses(self, windows: Windows) -> tuple[Tensor, Mapping[str, float]]:
-        inputs, text, pauses = (part.to(self.team.device) for part in windows)
-        text_logits, pause_logits = predict(self.lm, inputs)
+        inputs, text, pauses, phones = (part.to(self.team.device) for part in windows)
+        x = self.lm.temporal(inputs)
+        text_logits, pause_logits = read_out(self.lm, x)
         weights = torch.where(text == PAD_TOKEN, self.spec.pad_weight, 1.0).flatten()
         losses = F.cross_entropy(text_logits.float().flatten(0, 1), text.flatten(), reduction="none")
         text_loss = (losses * weights).sum() / weights.sum()
@@ -144,22 +152,33 @@ class _SttTask:
         pieces = (text != PAD_TOKEN) & (text != EPAD_TOKEN)
         figures = {"text": text_loss, "pause": pause_loss, "pieces": right[pieces].float().mean(),
                    "pads": right[text == PAD_TOKEN].float().mean()}
-        return text_loss + self.spec.pauses * pause_loss, {name: value.item() for name, value in figures.items()}
+        phone_logits = self.phones(x).float().unflatten(-1, (LABELS_PER_FRAME, LABELS))
+        heard = phones != NO_PHONE
+        phone_losses = F.cross_entropy(phone_logits[heard], phones[heard], reduction="sum")
+        phone_loss = phone_losses / heard.sum().clamp(min=1)
+        figures["phones"] = (phone_logits.argmax(-1) == phones)[phones > 0].float().mean()
+        total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss
+        return total, {name: value.item() for name, value in figures.items()}
 
 
-def _mimi_config(folder: Path) -> MimiConfig:
+def _codec(folder: Path) -> Mimi:
     path = folder / MIMI_CONFIG
     try:
-        return MimiConfig.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: not a Mimi's config: {error}") from None
+        mimi = Mimi(MimiConfig.from_dict(json.loads(path.read_text())))
+        mimi.load_state_dict(load_file(folder / MIMI_WEIGHTS))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
+    return mimi
 
 
 def predict(lm: LanguageModel, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """What a model that generates no sound makes of tokens [B, streams, T], as its steps read them: logits of the text
     [B, T, card] and of the extra heads [B, T, heads, classes]."""
-    x = lm.transformer(lm.embed(inputs.transpose(1, 2)))
-    x = norm(x, lm.out_norm.weight(), lm.config.temporal)
+    return read_out(lm, lm.temporal(inputs))
+
+
+def read_out(lm: LanguageModel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """As predict, from what the temporal transformer made of the tokens [B, T, dim]."""
     return linear(x, lm.text_linear.weight), torch.stack([linear(x, head) for head in lm.extra_heads.all()], dim=2)
 
 
@@ -168,24 +187,6 @@ def said_in(call: CallTokens, tokenizer: Tokenizer) -> str:
     words = CallerWords(tokenizer, 0)
     finished = [words.feed(k, token) for k, token in enumerate(call.said.tolist())]
     return " ".join(word.text for word in (*finished, words.end()) if word is not None)
-
-
-@torch.no_grad()
-def initialise(lm: LanguageModel, generator: torch.Generator) -> None:
-    """Weights that keep the scale of what flows through; the residual branches begin small."""
-    dim = lm.config.temporal.dim
-    for module in lm.modules():
-        if isinstance(module, RMSNorm):
-            module.alpha.fill_(1)
-    for name, weight in lm.named_parameters():
-        if name.endswith(".alpha"):
-            continue
-        std = weight.shape[1] ** -0.5
-        if name.startswith("emb."):
-            std = _CODE_EMBEDDING * dim ** -0.5
-        elif "out_projs" in name or "linear_out" in name:
-            std *= _RESIDUAL * lm.config.temporal.layers ** -0.5
-        nn.init.normal_(weight, std=std, generator=generator)
 
 
 def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: int) -> dict[str, Any]:
@@ -203,4 +204,4 @@ def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: 
     }
 
 
-__all__ = ["CONFIG", "WEIGHTS", "SttSpec", "initialise", "make_task", "predict", "said_in", "stt_config"]
+__all__ = ["CONFIG", "WEIGHTS", "SttSpec", "make_task", "predict", "said_in", "stt_config"]

@@ -32,6 +32,7 @@ class Windows(NamedTuple):
     inputs: Tensor  # [B, 1 + codebooks, T]: the text of the step before, the codes of the frame
     text: Tensor  # [B, T]
     pauses: Tensor  # [B, T, heads]: PAUSE_CLASS, NO_PAUSE_CLASS or UNKNOWN
+    phones: Tensor  # [B, T, labels of a frame]: what is heard just now, or NO_PHONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +55,11 @@ class CallerSides:
         """`count` windows of `frames`; calls that are shorter are followed by others."""
         random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
         drawn = [self._window(frames, random) for _ in range(count)]
-        inputs, text, pauses = (torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True))
-        return Windows(inputs, text, pauses)
+        return Windows(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
 
-    def _window(self, frames: int, random: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-        """One window: [1 + codebooks, frames], [frames], [frames, heads]."""
-        parts: list[tuple[Ints, Ints, Ints]] = []
+    def _window(self, frames: int, random: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints]:
+        """One window: [1 + codebooks, frames], [frames], [frames, heads], [frames, labels]."""
+        parts: list[tuple[Ints, Ints, Ints, Ints]] = []
         while frames > 0:
             side = self.sides[int(random.integers(len(self.sides)))]
             kept = side.dense if random.random() < self.dense else np.arange(len(side.text))
@@ -71,10 +71,11 @@ class CallerSides:
             inputs = np.concatenate([side.text[before][None], side.codes[:, at]]).astype(np.int64)
             if not first:
                 inputs[:, 0] = self.initial
-            parts.append((inputs, side.text[at].astype(np.int64), side.pauses[at].astype(np.int64)))
+            parts.append((inputs, *(part[at].astype(np.int64) for part in (side.text, side.pauses, side.phones))))
             frames -= len(at)
-        all_inputs, all_text, all_pauses = zip(*parts, strict=True)
-        return np.concatenate(all_inputs, axis=1), np.concatenate(all_text), np.concatenate(all_pauses)
+        all_inputs, *others = zip(*parts, strict=True)
+        text, pauses, phones = (np.concatenate(other) for other in others)
+        return np.concatenate(all_inputs, axis=1), text, pauses, phones
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,7 @@ class _Side:
     codes: npt.NDArray[np.int16]  # [codebooks, T]
     text: npt.NDArray[np.int32]  # [T]: what each step should write
     pauses: npt.NDArray[np.int8]  # [T, heads]
+    phones: npt.NDArray[np.int8]  # [T, labels of a frame]
     dense: Ints  # the frames that stay where long silences are shortened
 
 
@@ -93,7 +95,7 @@ def _side(call: CallTokens, lag: int, frame_rate: float) -> _Side:
     text[lag:] = said[:len(said) - lag]
     speaking = call.speaking.numpy().astype(bool)
     return _Side(call.caller.numpy().astype(np.int16), text, pause_classes(speaking, frame_rate).astype(np.int8),
-                 dense_frames(speaking | (text != PAD_TOKEN)))
+                 call.phones.T.numpy().astype(np.int8), dense_frames(speaking | (text != PAD_TOKEN)))
 
 
 def pause_classes(speaking: npt.NDArray[np.bool_], frame_rate: float) -> Ints:

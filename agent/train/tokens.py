@@ -28,12 +28,13 @@ from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.train.dataset import DatasetError, read_call, read_list
 from agent.train.domain.reader import load
+from agent.train.phone_labels import LABELS_PER_FRAME, labels_at
 from agent.train.render import Call, Word
 from agent.train.script import Speaker
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples
 from agent.train.workers import end_with_parent
 
-NO_INTENT = -1
+NO_INTENT = NO_PHONE = -1
 INTENT_FRAMES = 12  # after a caller's line, in which its intent is told to the model's teacher
 
 _FRAMES_A_SECOND = SAMPLE_RATE / FRAME_SAMPLES
@@ -55,6 +56,7 @@ class CallTokens:
     said: Tensor  # [T]: the caller's words in the same style, from the frame in which each begins
     speaking: Tensor  # [T] bool: the caller speaks
     intent: Tensor  # [T]: what the caller meant, by its place among the domain's sorted intents; else NO_INTENT
+    phones: Tensor  # [2, T]: what the caller's mouth does 20 and 60 ms into the frame, see phones.py; or NO_PHONE
 
     @property
     def frames(self) -> int:
@@ -97,7 +99,7 @@ class Tokens(Sequence[CallTokens]):
         return [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
 
 
-_FIELDS = ("agent", "caller", "text", "free", "said", "speaking", "intent")
+_FIELDS = ("agent", "caller", "text", "free", "said", "speaking", "intent", "phones")
 
 
 def encode_calls(lists: Sequence[Path], mimi: Mimi, tokenizer: Tokenizer, out: Path, *, workers: int = 1,
@@ -110,13 +112,18 @@ def encode_calls(lists: Sequence[Path], mimi: Mimi, tokenizer: Tokenizer, out: P
         done += calls
         if progress is not None:
             progress(len(done), len(entries))
-    tensors = {name: torch.cat([getattr(call, name) for call in done], dim=-1) for name in _FIELDS}
-    tensors = {name: tensor if tensor.dtype == torch.bool else tensor.to(torch.int16)
+    write_tokens(done, out)
+
+
+def write_tokens(calls: Sequence[CallTokens], out: Path) -> None:
+    """A file of encoded calls, whole or not at all."""
+    tensors = {name: torch.cat([getattr(call, name) for call in calls], dim=-1) for name in _FIELDS}
+    tensors = {name: (tensor if tensor.dtype == torch.bool else tensor.to(torch.int16)).contiguous()
                for name, tensor in tensors.items()}
-    begins = torch.tensor([0, *(call.frames for call in done)]).cumsum(0)
+    begins = torch.tensor([0, *(call.frames for call in calls)]).cumsum(0)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    save_file(tensors | {"begins": begins}, part, metadata={"names": json.dumps([call.name for call in done])})
+    save_file(tensors | {"begins": begins}, part, metadata={"names": json.dumps([call.name for call in calls])})
     part.replace(out)
 
 
@@ -188,7 +195,8 @@ class CallEncoder:
             free=_free(call, frames),
             said=text_stream(by["caller"], frames, self.tokenizer),
             speaking=_speaking(call, "caller", frames),
-            intent=self._meant(call, frames))
+            intent=self._meant(call, frames),
+            phones=_phones(call, frames))
 
     def _speech(self, pcm: Samples) -> Tensor:
         """Codes [codebooks, frames + _AFTER] of the agent's speech out of silence."""
@@ -259,6 +267,14 @@ def _speaking(call: Call, side: Speaker, frames: int) -> Tensor:
         if word.speaker == side:
             speaking[round(word.begin_s * _FRAMES_A_SECOND):round(word.end_s * _FRAMES_A_SECOND)] = True
     return speaking
+
+
+def _phones(call: Call, frames: int) -> Tensor:
+    if not call.phonemes:
+        return torch.full((LABELS_PER_FRAME, frames), NO_PHONE)
+    phones = [phone for phone in call.phonemes if phone.speaker == "caller"]
+    times = (np.arange(frames * LABELS_PER_FRAME) + 0.5) / (_FRAMES_A_SECOND * LABELS_PER_FRAME)
+    return torch.from_numpy(labels_at(times, phones)).view(frames, LABELS_PER_FRAME).T.contiguous()
 
 
 def _sounding(pcm: Samples) -> Iterator[tuple[int, int]]:

@@ -16,9 +16,10 @@ from agent.moshi.config import MimiConfig
 from agent.moshi.mimi import Mimi
 from agent.moshi.random_model import MIMI
 from agent.train import codebooks, codec
-from agent.train.codec_data import LABELS_PER_FRAME, SILENCE, Stretches, read_stretches
+from agent.train.codec_data import Stretches, read_stretches
 from agent.train.codec_loss import RESOLUTIONS, SpectralLoss, mel_bands
 from agent.train.dataset import DatasetError, Entry, write_call, write_list
+from agent.train.phone_labels import LABELS_PER_FRAME, SILENCE
 from agent.train.phones import PHONES
 from agent.train.render import Call, Utterance, Word
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
@@ -99,7 +100,7 @@ def test_mel_bands_are_means_of_neighbouring_bins(window: int, bands: int) -> No
 def test_the_loss_knows_what_is_nearer() -> None:
     loss, ones = SpectralLoss(), torch.ones(1)
     sound = torch.from_numpy(vowels(10, 150))[None]
-    noise = 0.01 * torch.randn(sound.shape, generator=torch.Generator().manual_seed(0))
+    noise = 0.001 * torch.randn(sound.shape, generator=torch.Generator().manual_seed(0))
     same, near, far = (float(loss(other, sound, ones)[0]) for other in (sound, sound + noise, torch.zeros_like(sound)))
     assert same < 1e-6 < near < far
 
@@ -138,10 +139,12 @@ def test_gradients_pass_through_the_codebooks() -> None:
     codec.initialise(mimi, 0.1 * torch.randn(4, 10 * FRAME_SAMPLES, generator=generator), generator)
     latents = torch.randn(2, 30, tiny()["seanet"]["dimension"], generator=generator, requires_grad=True)
     codebooks.begin(mimi.quantizer, latents.detach().flatten(0, 1), TEAM, generator)
+    codes = mimi.quantizer.encode(latents, 4)
+    whole, semantic = mimi.quantizer.decode(codes), mimi.quantizer.rvq_first.decode(codes[..., :1])
     out, first, _ = codebooks.quantised(mimi.quantizer, latents, torch.tensor([1, 3]), 1, TEAM, generator)
-    assert torch.allclose(out.detach()[1], mimi.quantizer.decode(mimi.quantizer.encode(latents, 4))[1], atol=1e-4), \
-        "with all codebooks it is what the model itself makes of the codes"
-    assert torch.allclose(first, mimi.quantizer.rvq_first.decode(mimi.quantizer.encode(latents, 1)), atol=1e-4)
+    assert torch.allclose(out[1], whole[1], atol=1e-4), "with all codebooks it is what the model makes of the codes"
+    assert not torch.allclose(out[0], whole[0], atol=1e-4), "with one it isn't"
+    assert torch.allclose(first, semantic, atol=1e-4)
     out.sum().backward()
     assert latents.grad is not None
     assert latents.grad.abs().min(-1).values.max() > 0
@@ -162,7 +165,7 @@ def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
         decoded = loaded.decode(loaded.encode(pcm, 4))
     silence = torch.zeros_like(pcm)
     loss, weights = SpectralLoss(), torch.ones(4)
-    assert loss(decoded, pcm, weights)[0] < 0.7 * loss(silence, pcm, weights)[0]
+    assert loss(decoded, pcm, weights)[0] < 0.9 * loss(silence, pcm, weights)[0]
 
 
 def test_the_decoder_alone_learns_a_voice(calls: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from agent.moshi.random_model import CODEBOOKS, LM
 from agent.train import lm
 from agent.train.initial import initialise
 from agent.train.lm_data import SHORTEST, Calls
-from agent.train.tokens import NO_INTENT, CallTokens, Tokens
+from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens, write_tokens
 from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
 
 FRAMES, ASKED, DELAY, SILENCE = 100, 4, 3, 7
@@ -42,14 +42,12 @@ def toy(seed: int, *, free: bool = True, frames: int = FRAMES) -> CallTokens:
         text[at + DELAY - 1], text[at + DELAY] = EPAD_TOKEN, 30 + which
         agent[:, at + DELAY:at + DELAY + 3] = 40 + which
         intent[at + 2:at + 6] = which
-    return CallTokens("toy", agent, caller, text, torch.full((frames,), free), said, caller[0] != SILENCE, intent)
+    return CallTokens("toy", agent, caller, text, torch.full((frames,), free), said, caller[0] != SILENCE, intent,
+                      torch.full((2, frames), NO_PHONE))
 
 
 def write(path: Path, calls: list[CallTokens]) -> Path:
-    fields = ("agent", "caller", "text", "free", "said", "speaking", "intent")
-    tensors = {name: torch.cat([getattr(call, name) for call in calls], dim=-1).contiguous() for name in fields}
-    begins = torch.tensor([0, *(call.frames for call in calls)]).cumsum(0)
-    save_file(tensors | {"begins": begins}, path, metadata={"names": json.dumps([call.name for call in calls])})
+    write_tokens(calls, path)
     return path
 
 

@@ -17,7 +17,7 @@ from agent.moshi.text import EPAD, PAD, TimedWord, Tokenizer
 from agent.moshi.transcribe import PAUSE_CLASS, CallerWords, Transcriber, lag_frames, transcribe
 from agent.train.stt import SttSpec, make_task, said_in
 from agent.train.stt_data import NO_PAUSE_CLASS, UNKNOWN, CallerSides, dense_frames, pause_classes
-from agent.train.tokens import CallTokens
+from agent.train.tokens import NO_PHONE, CallTokens, write_tokens
 from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
 from agent.train.words import WordErrors
 
@@ -53,15 +53,13 @@ def toy_call(seed: int, tokenizer: Tokenizer, frames: int = 300) -> CallTokens:
         t += 8 + draw(50)
     return CallTokens(
         str(seed), agent=torch.zeros_like(caller), caller=caller, text=torch.full((frames,), PAD),
-        free=torch.ones(frames, dtype=torch.bool), said=said, speaking=speaking, intent=torch.full((frames,), -1))
+        free=torch.ones(frames, dtype=torch.bool), said=said, speaking=speaking, intent=torch.full((frames,), -1),
+        phones=torch.full((2, frames), NO_PHONE))
 
 
 def write(path: Path, calls: Sequence[CallTokens]) -> Path:
     """A file of encoded calls."""
-    fields = ("agent", "caller", "text", "free", "said", "speaking", "intent")
-    tensors = {name: torch.cat([getattr(call, name) for call in calls], dim=-1) for name in fields}
-    begins = torch.tensor([0, *(call.frames for call in calls)]).cumsum(0)
-    save_file(tensors | {"begins": begins}, path, metadata={"names": json.dumps([call.name for call in calls])})
+    write_tokens(calls, path)
     return path
 
 
@@ -250,5 +248,5 @@ def test_a_file_without_calls_is_named(spec, calls, tmp_path):
 
 
 def test_a_folder_without_a_codec_is_named(spec, tmp_path):
-    with pytest.raises(TrainingError, match=r"mimi_config.json: not a Mimi's config: "):
+    with pytest.raises(TrainingError, match=r"has no whole Mimi "):
         make_task(WHOLE, replace(spec, codec=tmp_path))

@@ -1,0 +1,28 @@
+"""Phones as labels of a moment: what is spoken then, or silence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from agent.train.phones import PHONES
+from agent.train.render import Word
+
+SILENCE = 0  # the label where nobody speaks; phones follow
+LABELS = 1 + len(PHONES)
+LABELS_PER_FRAME = 2  # of the 40 ms around 20 and 60 ms: a phone is often shorter than a frame
+
+_JOINED_S = 0.01  # a gap so short between two phones is none
+
+
+def labels_at(times_s: npt.NDArray[np.float64], phones: Sequence[Word]) -> npt.NDArray[np.int64]:
+    """The labels [n] at these times of phones in their order."""
+    changes = [(phone.begin_s, 1 + PHONES.index(phone.text)) for phone in phones]
+    changes += [(phone.end_s, SILENCE) for phone, after in zip(phones, [*phones[1:], None], strict=True)
+                if after is None or after.begin_s > phone.end_s + _JOINED_S]
+    changes.sort(key=lambda change: change[0])
+    begins = np.array([-np.inf, *(at for at, _ in changes)])
+    labels = np.array([SILENCE, *(label for _, label in changes)], np.int64)
+    return labels[np.searchsorted(begins, times_s, side="right") - 1]
