@@ -71,7 +71,8 @@ class CallerSides:
             inputs = np.concatenate([side.text[before][None], side.codes[:, at]]).astype(np.int64)
             if not first:
                 inputs[:, 0] = self.initial
-            parts.append((inputs, *(part[at].astype(np.int64) for part in (side.text, side.pauses, side.phones))))
+            text, pauses, phones = (part[at].astype(np.int64) for part in (side.text, side.pauses, side.phones))
+            parts.append((inputs, text, pauses, phones))
             frames -= len(at)
         all_inputs, *others = zip(*parts, strict=True)
         text, pauses, phones = (np.concatenate(other) for other in others)

@@ -273,7 +273,7 @@ def _phones(call: Call, frames: int) -> Tensor:
     if not call.phonemes:
         return torch.full((LABELS_PER_FRAME, frames), NO_PHONE)
     phones = [phone for phone in call.phonemes if phone.speaker == "caller"]
-    times = (np.arange(frames * LABELS_PER_FRAME) + 0.5) / (_FRAMES_A_SECOND * LABELS_PER_FRAME)
+    times = (np.arange(frames * LABELS_PER_FRAME, dtype=np.float64) + 0.5) / (_FRAMES_A_SECOND * LABELS_PER_FRAME)
     return torch.from_numpy(labels_at(times, phones)).view(frames, LABELS_PER_FRAME).T.contiguous()
 
 
