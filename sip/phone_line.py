@@ -117,16 +117,16 @@ async def call(order: LineOrder, interrupted: asyncio.Event) -> dict[str, Any]:
     tape = Tape(order)
     loop = asyncio.get_running_loop()
     ports = endpoint.ports.lend()
-    line: Line = await endpoint.command(lambda: _dial(host, order.uri, loop, ports))
+    line: Line = await endpoint.command(lambda: dial(host, "phone", order.uri, loop, ports))
     try:
-        await _first(interrupted, line.answered, line.gone, timeout_s=order.answer_timeout_s)
+        await first_of(interrupted, line.answered, line.gone, timeout_s=order.answer_timeout_s)
         if not line.answered.is_set():
             raise _no_answer(line, order, interrupted.is_set())
         began = loop.time()
         ports.attach(tape)
         while not line.gone.is_set() and not interrupted.is_set() and loop.time() - began < order.seconds:
             left_s = order.seconds - (loop.time() - began)
-            await _first(interrupted, line.gone, timeout_s=min(POLL_S, max(left_s, CHUNK_S)))
+            await first_of(interrupted, line.gone, timeout_s=min(POLL_S, max(left_s, CHUNK_S)))
             with contextlib.suppress(pj.Error):
                 await endpoint.command(line.count_packets)
         seconds = loop.time() - began
@@ -137,12 +137,13 @@ async def call(order: LineOrder, interrupted: asyncio.Event) -> dict[str, Any]:
     finally:
         with contextlib.suppress(pj.Error):
             await endpoint.command(line.hang_up)
-        await _first(line.gone, timeout_s=HANG_UP_TIMEOUT_S / 2)
+        await first_of(line.gone, timeout_s=HANG_UP_TIMEOUT_S / 2)
 
 
-def _dial(host: str, uri: str, loop: asyncio.AbstractEventLoop, ports: PortPair) -> Line:
+def dial(host: str, user: str, uri: str, loop: asyncio.AbstractEventLoop, ports: PortPair) -> Line:
+    """Call the URI as `user`, from our address `host`; by Endpoint.command. Raises NoCall."""
     account = pj.Account()
-    account.create(account_config(host, 0, "phone"))
+    account.create(account_config(host, 0, user))
     line = Line(account, loop, ports)
     line.account = account  # lives as long as its call
     try:
@@ -172,7 +173,7 @@ def local_address(uri: str) -> str:
         raise NoCall(f"host {host} can't be reached ({error.strerror})") from None
 
 
-async def _first(*events: asyncio.Event, timeout_s: float) -> None:
+async def first_of(*events: asyncio.Event, timeout_s: float) -> None:
     """Until one of them is set, or the time is over."""
     tasks = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -230,13 +230,13 @@ def train_stt(
     calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     agent: Annotated[Path, typer.Option(help="the checkpoint folder whose Mimi and tokenizer encoded them")],
-    steps: Annotated[int, typer.Option(min=1, max=1_000_000)] = 2400,
+    steps: _Steps = 2400,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="windows of 20 s in a step")] = 8,
     dim: Annotated[int, typer.Option(min=16, max=4096, help="of the model: a multiple of 16")] = 256,
     delay: Annotated[float, typer.Option(min=0.08, max=5, help="seconds that words come late")] = 0.5,
-    processes: Annotated[int | None, typer.Option(min=1, max=64, help="default: one a core, on a GPU one")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    processes: _Processes = None,
+    device: _Device = "cpu",
+    seed: _Seed = 0,
 ) -> None:
     """Teach speech-to-text: the caller's words and pauses, on the codes that the agent hears."""
     from tandem import train_stt_command

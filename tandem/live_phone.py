@@ -19,11 +19,9 @@ from dataclasses import asdict, dataclass
 import pjsua2 as pj
 
 from media.audio import CHUNK_BYTES, CHUNK_S, SILENT_CHUNK
-from sip.accounts import account_config
 from sip.addresses import EndpointError
 from sip.endpoint import Endpoint, EndpointSettings
-from sip.phone_line import Line, NoCall, local_address
-from sip.port_pool import PortPair
+from sip.phone_line import NoCall, dial, first_of, local_address
 
 RECORD_BYTES = 1 + CHUNK_BYTES  # of one tick
 HANG_UP_S = 5.0
@@ -72,9 +70,9 @@ async def call(order: LiveOrder, out: asyncio.WriteTransport) -> None:
     endpoint = Endpoint(EndpointSettings(host, 0, codecs=order.codecs))
     await endpoint.start()
     ports = endpoint.ports.lend()
-    line = await endpoint.command(lambda: _dial(host, order, loop, ports))
+    line = await endpoint.command(lambda: dial(host, order.user, order.uri, loop, ports))
     try:
-        await _first(line.answered, line.gone, timeout_s=order.answer_timeout_s)
+        await first_of(line.answered, line.gone, timeout_s=order.answer_timeout_s)
         if not line.answered.is_set():
             refused = f"refused with {line.status} {line.reason}" if line.gone.is_set() else "no answer"
             raise NoCall(refused, line.status)
@@ -89,7 +87,7 @@ async def call(order: LiveOrder, out: asyncio.WriteTransport) -> None:
     finally:
         with contextlib.suppress(pj.Error):
             await endpoint.command(line.hang_up)
-        await _first(line.gone, timeout_s=HANG_UP_S)
+        await first_of(line.gone, timeout_s=HANG_UP_S)
 
 
 async def _play(sound: PipedSound) -> None:
@@ -100,26 +98,6 @@ async def _play(sound: PipedSound) -> None:
     with contextlib.suppress(asyncio.IncompleteReadError):
         while True:
             sound.play(await reader.readexactly(CHUNK_BYTES))
-
-
-def _dial(host: str, order: LiveOrder, loop: asyncio.AbstractEventLoop, ports: PortPair) -> Line:
-    account = pj.Account()
-    account.create(account_config(host, 0, order.user))
-    line = Line(account, loop, ports)
-    line.account = account  # lives as long as its call
-    try:
-        line.makeCall(order.uri, pj.CallOpParam(True))
-    except pj.Error as error:
-        raise NoCall(f"can't be called ({error.reason})") from None
-    return line
-
-
-async def _first(*events: asyncio.Event, timeout_s: float) -> None:
-    """Until one of them is set, or the time is over."""
-    tasks = [asyncio.create_task(event.wait()) for event in events]
-    await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
 
 
 async def _main(order: LiveOrder) -> None:

@@ -7,6 +7,7 @@ second copy of itself and no gradient of a whole weight.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def adapt(lm: LanguageModel, rank: int, scaling: float, generator: torch.Generat
     return trained
 
 
-class _StandIn:
+class _StandIn(ABC):
     """In a weight's place, wherever torch's functions take it: their protocol for what is like a tensor."""
 
     is_cpu = False  # keeps `linear` on the path of F.linear, the one that knows the protocol
@@ -60,8 +61,9 @@ class _StandIn:
 
     stands_in: Callable[..., Any]
 
+    @abstractmethod
     def applied(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the function in whose place this stands makes of x."""
 
 
 class Adapted(_StandIn):

@@ -79,7 +79,7 @@ SETS: Mapping[str, CallSet] = {
 
 @dataclass(frozen=True)
 class NanoRecipe:
-    """How much of everything; the defaults take about 100 minutes on two cores."""
+    """How much of everything; the defaults take somewhat over two hours on two shared cores, by the stages' sum."""
 
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7

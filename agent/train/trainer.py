@@ -25,7 +25,6 @@ from torch import Tensor, nn
 PROGRESS = "progress.jsonl"
 STATE = "state.pt"
 
-_FIRST_MEAN = 50  # steps over which what is logged is averaged
 _PATIENCE_S = 600.0  # how long a process waits for the others
 _LAST_WORDS_S = 5.0
 
@@ -48,7 +47,7 @@ class Plan:
     seed: int = 0
     processes: int = 1
     device: str = "cpu"
-    log_every: int = _FIRST_MEAN
+    log_every: int = 50  # steps, over which figures are averaged
     evaluate_every: int = 500
     save_every: int = 500
 
@@ -152,8 +151,8 @@ def _silent(_: str) -> None:
 
 def _run(rank: int, make: MakeTask, spec: Any, plan: Plan, folder: Path, tell: Callable[[str], None]) -> None:
     device = torch.device(plan.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1 if plan.processes > 1 else max(1, torch.get_num_threads()))
+    if device.type == "cpu" and plan.processes > 1:
+        torch.set_num_threads(1)
     torch.manual_seed(plan.seed)
     team = Team(rank, plan.processes, device)
     task = make(team, spec)

@@ -22,14 +22,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 SLOTS = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def models() -> dict[str, Model]:
     return {name: load_model(GOLDEN / name) for name in ("lm", "wide", "stt")}

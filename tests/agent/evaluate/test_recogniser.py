@@ -17,7 +17,6 @@ from agent.train.voices import AGENT
 
 @pytest.fixture(scope="module")
 def recognise() -> Recogniser:
-    pytest.importorskip("pocketsphinx")
     return Recogniser.load(load())
 
 
@@ -40,7 +39,6 @@ def test_nothing_is_recognised_in_silence(recognise: Recogniser) -> None:
 
 
 def test_a_word_without_pronunciation_is_named() -> None:
-    pytest.importorskip("pocketsphinx")
     domain = load()
     tips = replace(domain.intents["tip"], answer="Give what you like, even florbs.")
     with pytest.raises(RecogniserError, match="can't pronounce florbs$"):
