@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -147,7 +147,7 @@ _Processes = Annotated[int | None, typer.Option(min=1, max=64, help="default: on
 @train.command("nano")
 def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
-    stages: Annotated[str, typer.Option(help="some of data, codec, tokens, stt, lm, voice, with commas; "
+    stages: Annotated[str, typer.Option(help="some of data, codec, ears, tokens, stt, lm, voice, with commas; "
                                       "default: all")] = "",
     device: _Device = "cpu",
     processes: _Processes = None,
@@ -162,11 +162,12 @@ def train_nano(
 @train.command("mimi")
 def train_mimi(
     folder: Annotated[Path, typer.Argument(help="where the codec goes; a training that is there goes on")],
-    calls: Annotated[Path, typer.Option(help="list of calls to learn from, a .jsonl")],
+    calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
     held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
-    voice_of: Annotated[Path | None, typer.Option(help="a trained codec, whose decoder alone learns the agent's "
-                                                  "voice")] = None,
+    learns: Annotated[Literal["all", "ears", "voice"], typer.Option(
+        help="ears: what callers say, by the codec of --of; voice: its decoder alone, the agent's voice")] = "all",
+    of: Annotated[Path | None, typer.Option(help="the folder of a trained codec")] = None,
     steps: _Steps = 5500,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
     seed: _Seed = 0,
@@ -176,7 +177,7 @@ def train_mimi(
     """Teach a codec: Mimi, its first codebook by phonemes."""
     from tandem import train_nano_command
 
-    train_nano_command.mimi(folder, calls, held_out, config, voice_of, steps=steps, batch=batch, seed=seed,
+    train_nano_command.mimi(folder, calls, held_out, config, learns, of, steps=steps, batch=batch, seed=seed,
                             device=device, processes=processes)
 
 

@@ -38,13 +38,17 @@ def nano(folder: Path, stages: tuple[str, ...], device: str, processes: int | No
         print(train_nano(folder, NanoRecipe(), device=device, processes=processes, stages=stages or STAGES))
 
 
-def mimi(folder: Path, calls: Path, held_out: Path, config: Path | None, voice_of: Path | None, *, steps: int,
-         batch: int, seed: int, device: str, processes: int | None) -> None:
-    """Train a codec in `folder`, or go on there; `voice_of`: a trained one whose decoder alone learns."""
-    if voice_of is not None:
-        _there(voice_of / codec.WEIGHTS)
-        config = voice_of / codec.CONFIG
-    spec = codec.CodecSpec(_config(config, MIMI), _there(calls), _there(held_out), batch=batch, voice_of=voice_of)
+def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, learns: codec.Learns, of: Path | None,
+         *, steps: int, batch: int, seed: int, device: str, processes: int | None) -> None:
+    """Train a codec in `folder`, or go on there; `of`: a trained one, whose ears or voice learn."""
+    if (of is None) != (learns == "all"):
+        raise UserError(f"--learns {learns}: " + ("give the trained codec with --of" if of is None else
+                                                  "a codec that learns all begins from nothing, without --of"))
+    if of is not None:
+        _there(of / codec.WEIGHTS)
+        config = of / codec.CONFIG
+    spec = codec.CodecSpec(_config(config, MIMI), tuple(_there(listed) for listed in calls), _there(held_out),
+                           batch=batch, learns=learns, of=of)
     plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, final=0.05, clip=5.0, seed=seed,
                 device=device, processes=processes or processes_for(device))
     with _told():

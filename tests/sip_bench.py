@@ -19,7 +19,7 @@ from call_peers import free_port
 from redis import Redis
 
 from calls.connect import open_redis
-from calls.events import CallEnded, CallReceived, Envelope, decode
+from calls.events import CallAnswered, CallEnded, CallReceived, Envelope, decode
 from calls.live import PARTITIONS, stream_key
 from calls.routing import Heartbeat, RoutingUnavailable, WorkerRegistry
 
@@ -66,14 +66,14 @@ class Surroundings:
                         envelopes.append(decode(value))
         return sorted(envelopes, key=lambda envelope: (envelope.call, envelope.fence, envelope.sequence))
 
-    def call_of(self, part: str) -> list[Envelope]:
-        """The events of the newest call whose caller, callee or Call-ID has `part` in it, once it has ended."""
+    def call_of(self, part: str, until: type[CallAnswered] | type[CallEnded] = CallEnded) -> list[Envelope]:
+        """The events of the newest call whose caller, callee or Call-ID has `part` in it, once it has come to that."""
         def found() -> list[Envelope]:
             events = self.events()
             calls = sorted((envelope.at, envelope.call) for envelope in events
                            if isinstance(envelope.event, CallReceived) and part in repr(envelope.event))
             mine = [envelope for envelope in events if calls and envelope.call == calls[-1][1]]
-            return mine if any(isinstance(envelope.event, CallEnded) for envelope in mine) else []
+            return mine if any(isinstance(envelope.event, until) for envelope in mine) else []
 
         return wait_for(found)
 

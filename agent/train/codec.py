@@ -1,7 +1,11 @@
 """Trains Mimi: spectral losses, and a first codebook that is taught phonemes (in the paper, WavLM's features).
 
-In a second training the decoder alone goes on learning, on the agent's speech: only that is ever heard decoded, and
-since the codes stay what they are, calls may be encoded in between.
+Three trainings, each goes on from the one before:
+
+    all    how sound is coded, both sides of calls
+    ears   what callers say: all codebooks are taught phonemes, and only the agent's sound is decoded any more. The
+           spectral losses' gradient, a hundred times that of the phonemes, is made as small as that
+    voice  the decoder alone, on the agent's speech; the codes stay what they are, so calls may be encoded before
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +34,14 @@ from agent.train.trainer import Task, Team
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"
 
+Learns = Literal["all", "ears", "voice"]
+
 _LAYER_SCALE = 0.1
 _LOUDNESS = 0.03  # standard deviation of the sound that the untrained decoder makes
 _BRANCH = 0.5  # of what a residual branch adds, the rest of the signal being 1
 _KMEANS_BATCHES = 40
+_AGENT_SHARE: Mapping[Learns, float] = {"all": 0.5, "ears": 0.25, "voice": 1.0}  # of the stretches
+_SOUND = 0.02  # of the loss, while ears are trained: for the decoder any weight is the same, Adam scales it
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class CodecSpec:
     """`config` is a mimi_config.json. The batch is divided among the processes."""
 
     config: Mapping[str, Any]
-    calls: Path  # the list of what is learnt from
+    calls: tuple[Path, ...]  # the lists of what is learnt from
     held_out: Path
     batch: int = 4
     frames: int = 25  # of a stretch
@@ -50,7 +58,8 @@ class CodecSpec:
     caller_weight: float = 0.5  # of the caller's sound, which nobody hears decoded
     commitment: float = 0.25
     phonemes: float = 1.0
-    voice_of: Path | None = None  # a trained codec's folder: its decoder alone goes on learning, the agent's voice
+    learns: Learns = "all"
+    of: Path | None = None  # a trained codec's folder, to go on from
 
 
 def make_task(team: Team, spec: CodecSpec) -> Task:
@@ -61,26 +70,30 @@ class _CodecTask:
     def __init__(self, team: Team, spec: CodecSpec) -> None:
         self.team, self.spec = team, spec
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
-        self.head = nn.Linear(self.mimi.config.dimension, LABELS_PER_FRAME * LABELS)
-        agent_share = 0.5 if spec.voice_of is None else 1.0
+        labels = LABELS_PER_FRAME * LABELS
+        self.heads = nn.ModuleDict({name: nn.Linear(self.mimi.config.dimension, labels) for name in ("first", "all")})
+        agent_share = _AGENT_SHARE[spec.learns]
         self.calls = read_stretches(spec.calls, spec.frames, agent_share)
-        self.held_out = read_stretches(spec.held_out, spec.frames, agent_share) if team.rank == 0 else None
+        self.held_out = read_stretches([spec.held_out], spec.frames, agent_share) if team.rank == 0 else None
         self.loss_of = SpectralLoss().to(team.device)
-        self.module = nn.ModuleDict({"mimi": self.mimi, "head": self.head}).to(team.device)
-        if spec.voice_of is not None:
-            self.mimi.load_state_dict(load_file(spec.voice_of / WEIGHTS))
-            self.head.requires_grad_(False)
+        self.module = nn.ModuleDict({"mimi": self.mimi, "heads": self.heads}).to(team.device)
+        if spec.of is not None:
+            self.mimi.load_state_dict(load_file(spec.of / WEIGHTS))
+        else:
+            generator = torch.Generator().manual_seed(0)
+            initialise(self.mimi, self.calls.draw(16, generator)[0].to(team.device), generator)
+        self.mimi.requires_grad_(True)
+        if spec.learns == "voice":
+            self.heads.requires_grad_(False)
             for name, weight in self.mimi.named_parameters():
                 weight.requires_grad_(name.startswith(("decoder", "upsample")) or ".output_proj." in name)
-            return
-        generator = torch.Generator().manual_seed(0)
-        initialise(self.mimi, self.calls.draw(16, generator)[0].to(team.device), generator)
-        self.mimi.requires_grad_(True)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         count = max(1, self.spec.batch // self.team.size)
-        if self.spec.voice_of is not None:
+        if self.spec.learns == "voice":
             return self._voice_losses(count, generator)
+        if self.spec.learns == "ears":
+            return self._ears_losses(count, step, generator)
         if step == self.spec.unquantised_steps:
             self._begin_codebooks()
         return self._losses(count, step, generator)
@@ -90,18 +103,24 @@ class _CodecTask:
         generator = torch.Generator().manual_seed(1)
         rows = []
         for _ in range(8):
-            pcm, labels, _ = self._drawn(self.held_out, 8, generator)
+            pcm, labels, agent = self._drawn(self.held_out, 8, generator)
             quantiser = self.mimi.quantizer
-            latents = self.mimi.latents(pcm)
-            codes = quantiser.encode(latents, self.mimi.config.codebooks)
-            _, mel = self.loss_of(self.mimi.sound(quantiser.decode(codes)), pcm, torch.ones(len(pcm)).to(pcm.device))
-            first = quantiser.rvq_first.decode(codes[..., :1])
-            rows.append({"mel": mel, "phonemes": self._phonemes(first, labels)[1]})
+            codes = quantiser.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
+            whole, first = quantiser.decode(codes), quantiser.rvq_first.decode(codes[..., :1])
+            rows.append({"phonemes": self._phonemes("first", first, labels)[1], "mel": float("nan")})
+            decoded = torch.ones_like(agent) if self.spec.learns == "all" else agent
+            if bool(decoded.any()):
+                weights = torch.ones(int(decoded.sum()), device=pcm.device)
+                rows[-1]["mel"] = self.loss_of(self.mimi.sound(whole[decoded]), pcm[decoded], weights)[1]
+            if self.spec.learns == "ears":
+                rows[-1] |= {f"heard_{name}": self._phonemes(name, x[~agent], labels[~agent])[1]
+                             for name, x in (("first", first), ("all", whole))}
         usage = torch.stack([book.cluster_usage for book in self._codebooks()])
         shares = usage / usage.sum(1, keepdim=True)
         bits = -(shares * shares.clamp(min=1e-9).log2()).sum(1)
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | {
-            "bits_first": float(bits[0]), "bits_last": float(bits[-1])}
+        # a batch may have no agent in it, or nobody else
+        means = {name: float(torch.tensor([row[name] for row in rows]).nanmean()) for name in rows[0]}
+        return means | {"bits_first": float(bits[0]), "bits_last": float(bits[-1])}
 
     def export(self, folder: Path) -> None:
         (folder / CONFIG).write_text(json.dumps(self.spec.config, indent=2) + "\n")
@@ -119,6 +138,27 @@ class _CodecTask:
         spectral, mel = self.loss_of(decoded.float(), pcm, torch.ones(count, device=pcm.device))
         wave = (decoded.float() - pcm).abs().mean()
         return spectral + wave, {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
+
+    def _ears_losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        pcm, labels, agent = self._drawn(self.calls, count, generator)
+        with torch.autocast(pcm.device.type, torch.bfloat16):
+            latents = self.mimi.latents(pcm)
+        used = torch.full((count,), self.mimi.config.codebooks - 1, device=pcm.device)
+        passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents.float(), used, step, self.team,
+                                                      generator)
+        first_loss, first_right = self._phonemes("first", first, labels)
+        all_loss, all_right = self._phonemes("all", passed, labels)
+        total = self.spec.phonemes * (first_loss + all_loss) + self.spec.commitment * distance
+        figures = {"distance": distance.item(), "first_loss": first_loss.item(), "all_loss": all_loss.item(),
+                   "first": first_right, "all": all_right}
+        if bool(agent.any()):
+            with torch.autocast(pcm.device.type, torch.bfloat16):
+                decoded = self.mimi.sound(passed[agent])
+            spectral, mel = self.loss_of(decoded.float(), pcm[agent], torch.ones(len(decoded), device=pcm.device))
+            wave = (decoded.float() - pcm[agent]).abs().mean()
+            total = total + _SOUND * (spectral + wave)
+            figures |= {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
+        return total, figures
 
     def _losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
@@ -140,7 +180,7 @@ class _CodecTask:
         decoded = decoded.float()
         spectral, mel = self.loss_of(decoded, pcm, torch.where(agent, 1.0, spec.caller_weight))
         wave = (decoded - pcm).abs().mean()
-        phonemes, right = self._phonemes(first, labels)
+        phonemes, right = self._phonemes("first", first, labels)
         total = spectral + wave + spec.commitment * distance + spec.phonemes * phonemes
         return total, {"spectral": spectral.item(), "mel": mel, "wave": wave.item(), "distance": distance.item(),
                        "phoneme_loss": phonemes.item(), "phonemes": right}
@@ -150,9 +190,9 @@ class _CodecTask:
         device = self.team.device
         return pcm.to(device), labels.to(device), agent.to(device)
 
-    def _phonemes(self, first: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """From the first codebook's part [B, frames, dimension]: the loss, and how many are right of those spoken."""
-        logits = self.head(first).unflatten(-1, (LABELS_PER_FRAME, LABELS)).flatten(1, 2)
+    def _phonemes(self, head: str, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """From the codebooks' part x [B, frames, dimension]: the loss, and how many are right of those spoken."""
+        logits = self.heads[head](x).unflatten(-1, (LABELS_PER_FRAME, LABELS)).flatten(1, 2)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         spoken = labels != SILENCE
         return loss, float((logits.argmax(-1) == labels)[spoken].float().mean())

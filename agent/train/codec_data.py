@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from agent.train.dataset import DatasetError, read_call, read_list
-from agent.train.phone_labels import LABELS_PER_FRAME, labels_at
+from agent.train.phone_labels import LABELS_PER_FRAME, LAG_S, labels_at
 from agent.train.render import Word
 from agent.train.script import Speaker
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
@@ -25,7 +26,7 @@ _CHANNELS: dict[Speaker, int] = {"agent": 0, "caller": 1}
 class Stretches:
     """Batches of them. `agent_share`: how many are the agent's speech, whose sound callers hear."""
 
-    tracks: tuple[_Track, ...]
+    tracks: dict[Speaker, list[_Track]]
     frames: int
     agent_share: float = 0.5
 
@@ -38,7 +39,7 @@ class Stretches:
 
     def _one(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
         side: Speaker = "agent" if random.random() < self.agent_share else "caller"
-        sides = [track for track in self.tracks if track.side == side]
+        sides = self.tracks[side]
         track = sides[int(random.integers(len(sides)))]
         length = self.frames * FRAME_SAMPLES
         if track.begins.size and random.random() >= _ANYWHERE:
@@ -48,7 +49,7 @@ class Stretches:
             first = int(random.integers(max(1, track.samples - length + 1)))
         if side == "agent":  # whose frames lie always as they lie in calls
             first = first // FRAME_SAMPLES * FRAME_SAMPLES
-        return track.pcm(first, length), track.labels(first, self.frames), side == "agent"
+        return track.pcm(_CHANNELS[side], first, length), track.labels(first, self.frames), side == "agent"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +57,12 @@ class _Track:
     """One side of one call. Its sound stays on disk."""
 
     path: Path
-    side: Speaker
     samples: int
     begins: np.ndarray  # of its utterances, in samples
     ends: np.ndarray
     phones: tuple[Word, ...]
 
-    def pcm(self, first: int, length: int) -> np.ndarray:
+    def pcm(self, channel: int, first: int, length: int) -> np.ndarray:
         """[length] float32; zero outside of the call."""
         begin, end = max(0, first), min(self.samples, first + length)
         out = np.zeros(length, np.float32)
@@ -70,18 +70,18 @@ class _Track:
             with wave.open(str(self.path), "rb") as reader:
                 reader.setpos(begin)
                 stereo = np.frombuffer(reader.readframes(end - begin), "<i2").reshape(-1, 2)
-            out[begin - first:end - first] = stereo[:, _CHANNELS[self.side]].astype(np.float32) / 32768
+            out[begin - first:end - first] = stereo[:, channel].astype(np.float32) / 32768
         return out
 
     def labels(self, first: int, frames: int) -> np.ndarray:
         middles = first + np.arange(frames * LABELS_PER_FRAME) * _LABEL_STEP + _LABEL_STEP // 2
-        return labels_at(middles / SAMPLE_RATE, self.phones)
+        return labels_at(middles / SAMPLE_RATE - LAG_S, self.phones)
 
 
-def read_stretches(listed: Path, frames: int, agent_share: float = 0.5) -> Stretches:
-    """All calls of a list (see dataset.py), which must have phonemes and our own rate. Raises DatasetError."""
-    tracks = []
-    for entry in read_list(listed):
+def read_stretches(lists: Sequence[Path], frames: int, agent_share: float = 0.5) -> Stretches:
+    """All calls of the lists (see dataset.py), which must have phonemes and our own rate. Raises DatasetError."""
+    tracks: dict[Speaker, list[_Track]] = {side: [] for side in _CHANNELS}
+    for entry in (entry for listed in lists for entry in read_list(listed)):
         call = read_call(entry.path)
         with wave.open(str(entry.path), "rb") as reader:
             if reader.getframerate() != SAMPLE_RATE:
@@ -91,9 +91,9 @@ def read_stretches(listed: Path, frames: int, agent_share: float = 0.5) -> Stret
             raise DatasetError(f"{entry.path}: has no phonemes, which the first codebook is taught")
         for side in _CHANNELS:
             spoken = [utterance for utterance in call.utterances if utterance.speaker == side]
-            tracks.append(_Track(
-                entry.path, side, samples,
+            tracks[side].append(_Track(
+                entry.path, samples,
                 begins=np.array([round(u.begin_s * SAMPLE_RATE) for u in spoken], np.int64),
                 ends=np.array([round(u.end_s * SAMPLE_RATE) for u in spoken], np.int64),
                 phones=tuple(phone for phone in call.phonemes if phone.speaker == side)))
-    return Stretches(tuple(tracks), frames, agent_share)
+    return Stretches(tracks, frames, agent_share)

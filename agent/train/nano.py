@@ -1,7 +1,8 @@
-"""The recipe of `models/nano`: calls, codec, tokens, speech-to-text, language model, voice; each can be resumed.
+"""The recipe of `models/nano`: calls, codec, its ears, tokens, speech-to-text, language model, voice; each can be
+resumed.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
-    FOLDER/codec, stt, lm, voice      trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/codec, ears, lm, voice     trainings: state.pt to go on from, progress.jsonl for the curves
     FOLDER/tokens                     the calls as the language models read them
     FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
 """
@@ -84,6 +85,7 @@ class NanoRecipe:
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
     codec_steps: int = 5500
+    ears_steps: int = 5000
     lm_steps: int = 2900
     stt_steps: int = 2600
     voice_steps: int = 3000
@@ -96,7 +98,7 @@ class NanoRecipe:
     stt_spec: Mapping[str, Any] = field(default_factory=lambda: {"heads": 4, "text_dropout": 0.3})
 
 
-STAGES = ("data", "codec", "tokens", "stt", "lm", "voice")
+STAGES = ("data", "codec", "ears", "tokens", "stt", "lm", "voice")
 
 
 def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
@@ -137,11 +139,27 @@ class _Work:
                        progress=self._every_tenth(name))
 
     def _codec(self) -> None:
-        spec = codec.CodecSpec(self.recipe.mimi, self._calls(CODEC), self._calls(HELD_OUT), **self.recipe.codec_spec)
-        plan = Plan(self.recipe.codec_steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100,
-                    final=0.05, clip=5.0, seed=self.recipe.seed, processes=self.processes, device=self.device)
-        train(codec.make_task, spec, plan, self.folder / "codec", self.tell)
-        self._take("codec", codec.WEIGHTS, codec.CONFIG)
+        self._train_codec("codec", "all", (CODEC,), None, self.recipe.codec_steps, {})
+        self._take("codec", codec.CONFIG)
+
+    def _ears(self) -> None:
+        self._train_codec("ears", "ears", self._learnt_from(), "codec", self.recipe.ears_steps, {"batch": 8})
+        self._take("ears", codec.WEIGHTS)
+
+    def _voice(self) -> None:
+        self._train_codec("voice", "voice", self._learnt_from(), "ears", self.recipe.voice_steps, {})
+        self._take("voice", codec.WEIGHTS)
+
+    def _train_codec(self, stage: str, learns: codec.Learns, calls: tuple[str, ...], of: str | None, steps: int,
+                     different: Mapping[str, Any]) -> None:
+        spec = codec.CodecSpec(self.recipe.mimi, tuple(map(self._calls, calls)), self._calls(HELD_OUT), learns=learns,
+                               of=None if of is None else self.folder / of, **{**self.recipe.codec_spec, **different})
+        plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100, final=0.05, clip=5.0,
+                    seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(codec.make_task, spec, plan, self.folder / stage, self.tell)
+
+    def _learnt_from(self) -> tuple[str, ...]:
+        return tuple(name for name in self.recipe.sets if name not in (CODEC, HELD_OUT))
 
     def _tokens(self) -> None:
         path = self.out / "tokenizer.model"
@@ -149,11 +167,11 @@ class _Work:
             train_tokenizer(path, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
         mimi = Mimi(MimiConfig.from_dict(json.loads((self.out / codec.CONFIG).read_text())))
         mimi.load_state_dict(load_file(self.out / codec.WEIGHTS))
-        for out, names in zip(self._encoded(), (set(self.recipe.sets) - {HELD_OUT, CODEC}, {HELD_OUT}), strict=True):
+        for out, names in zip(self._encoded(), (self._learnt_from(), (HELD_OUT,)), strict=True):
             if not out.exists():
-                encode_calls([self._calls(name) for name in sorted(names)], mimi.to(self.device).eval(),
+                encode_calls([self._calls(name) for name in names], mimi.to(self.device).eval(),
                              Tokenizer(path), out, workers=self.processes,
-                             progress=self._every_tenth(f"tokens of {', '.join(sorted(names))}"))
+                             progress=self._every_tenth(f"tokens of {', '.join(names)}"))
 
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
@@ -173,14 +191,6 @@ class _Work:
 
     def _calls(self, name: str) -> Path:
         return self.folder / "calls" / name / LIST
-
-    def _voice(self) -> None:
-        spec = codec.CodecSpec(self.recipe.mimi, self._calls("calls"), self._calls(HELD_OUT),
-                               **self.recipe.codec_spec, voice_of=self.folder / "codec")
-        plan = Plan(self.recipe.voice_steps, learning_rate=5e-4, betas=(0.9, 0.99), weight_decay=1e-3, final=0.02,
-                    clip=5.0, seed=self.recipe.seed, processes=self.processes, device=self.device)
-        train(codec.make_task, spec, plan, self.folder / "voice", self.tell)
-        self._take("voice", codec.WEIGHTS)
 
     def _encoded(self) -> tuple[Path, Path]:
         tokens = self.folder / "tokens"

@@ -13,6 +13,7 @@ from agent.train.render import Word
 SILENCE = 0  # the label where nobody speaks; phones follow
 LABELS = 1 + len(PHONES)
 LABELS_PER_FRAME = 2  # of the 40 ms around 20 and 60 ms: a phone is often shorter than a frame
+LAG_S = 0.08  # a frame's labels are those of the frame before: a phone is told by what follows it, too
 
 _JOINED_S = 0.01  # a gap so short between two phones is none
 

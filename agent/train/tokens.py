@@ -28,7 +28,7 @@ from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.train.dataset import DatasetError, read_call, read_list
 from agent.train.domain.reader import load
-from agent.train.phone_labels import LABELS_PER_FRAME, labels_at
+from agent.train.phone_labels import LABELS_PER_FRAME, LAG_S, labels_at
 from agent.train.render import Call, Word
 from agent.train.script import Speaker
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE, Samples
@@ -56,7 +56,7 @@ class CallTokens:
     said: Tensor  # [T]: the caller's words in the same style, from the frame in which each begins
     speaking: Tensor  # [T] bool: the caller speaks
     intent: Tensor  # [T]: what the caller meant, by its place among the domain's sorted intents; else NO_INTENT
-    phones: Tensor  # [2, T]: what the caller's mouth does 20 and 60 ms into the frame, see phones.py; or NO_PHONE
+    phones: Tensor  # [2, T]: what the caller's mouth did 20 and 60 ms into the frame before, or NO_PHONE
 
     @property
     def frames(self) -> int:
@@ -274,7 +274,7 @@ def _phones(call: Call, frames: int) -> Tensor:
         return torch.full((LABELS_PER_FRAME, frames), NO_PHONE)
     phones = [phone for phone in call.phonemes if phone.speaker == "caller"]
     times = (np.arange(frames * LABELS_PER_FRAME, dtype=np.float64) + 0.5) / (_FRAMES_A_SECOND * LABELS_PER_FRAME)
-    return torch.from_numpy(labels_at(times, phones)).view(frames, LABELS_PER_FRAME).T.contiguous()
+    return torch.from_numpy(labels_at(times - LAG_S, phones)).view(frames, LABELS_PER_FRAME).T.contiguous()
 
 
 def _sounding(pcm: Samples) -> Iterator[tuple[int, int]]:

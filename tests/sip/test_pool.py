@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sip_bench import Bridge, Surroundings, running, wait_for
 
-from calls.events import EndReason
+from calls.events import CallAnswered, EndReason
 from calls.settings import Settings, SettingsError
 from sip import pool
 from sip.addresses import EndpointError
@@ -34,7 +34,7 @@ async def test_a_process_that_is_killed_comes_back_and_its_slots_are_free_after_
     around: Surroundings, own_bridge: Bridge,
 ) -> None:
     talking = asyncio.create_task(phone(own_bridge.uri("killed"), seconds=6.0))
-    await asyncio.to_thread(wait_for, lambda: around.worker.used == 1)
+    await asyncio.to_thread(around.call_of, "killed", CallAnswered)
     [child] = own_bridge.children()
     os.kill(child, signal.SIGKILL)
     await asyncio.to_thread(wait_for, lambda: own_bridge.logged("calls at a time", 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from agent.moshi.config import MimiConfig
 from agent.moshi.mimi import Mimi
 from agent.moshi.random_model import MIMI
 from agent.train import codebooks, codec
-from agent.train.codec_data import Stretches, read_stretches
+from agent.train.codec_data import read_stretches
 from agent.train.codec_loss import RESOLUTIONS, SpectralLoss, mel_bands
 from agent.train.dataset import DatasetError, Entry, write_call, write_list
 from agent.train.phone_labels import LABELS_PER_FRAME, SILENCE
@@ -59,23 +60,24 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "calls.jsonl"
 
 
-def test_stretches_have_the_phones_that_are_spoken_in_them(calls: Path) -> None:
-    stretches = read_stretches(calls, 8)
+def test_stretches_have_the_phones_that_are_spoken_in_them_a_frame_late(calls: Path) -> None:
+    stretches = read_stretches([calls], 8)
     pcm, labels, agent = stretches.draw(64, torch.Generator().manual_seed(0))
     assert pcm.shape == (64, 8 * FRAME_SAMPLES)
     assert labels.shape == (64, 8 * LABELS_PER_FRAME)
     assert 16 < int(agent.sum()) < 48
     halves = pcm.unflatten(1, (-1, FRAME_SAMPLES // LABELS_PER_FRAME)).square().mean(2).sqrt()
     # where a label says speech, there is sound; at its edges a half frame may be cut
-    assert (halves[labels != SILENCE] > 0.01).float().mean() > 0.99
-    assert (halves[labels == SILENCE] < 0.06).float().mean() > 0.9
+    heard, told = halves[:, :-LABELS_PER_FRAME], labels[:, LABELS_PER_FRAME:]
+    assert (heard[told != SILENCE] > 0.01).float().mean() > 0.99
+    assert (heard[told == SILENCE] < 0.06).float().mean() > 0.9
     assert set(labels.unique().tolist()) == {SILENCE, *(1 + PHONES.index(phone) for phone in ("aa", "iy", "ow"))}
     begins = (halves[agent] > 0.01).float().diff(dim=1).eq(1).nonzero()[:, 1] + 1
     assert (begins % LABELS_PER_FRAME == 0).all(), "the agent speaks on frame borders"
 
 
 def test_the_same_seed_draws_the_same(calls: Path) -> None:
-    stretches = read_stretches(calls, 8)
+    stretches = read_stretches([calls], 8)
     one, two = (stretches.draw(4, torch.Generator().manual_seed(5)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
@@ -85,7 +87,7 @@ def test_calls_without_phonemes_are_refused(tmp_path: Path) -> None:
     write_call(tmp_path / "0.wav", Call(sound, sound, (), (), (), ()), {})
     write_list(tmp_path / "calls.jsonl", [Entry(tmp_path / "0.wav", 0.4)])
     with pytest.raises(DatasetError, match=r"0\.wav: has no phonemes"):
-        read_stretches(tmp_path / "calls.jsonl", 4)
+        read_stretches([tmp_path / "calls.jsonl"], 4)
 
 
 @pytest.mark.parametrize(("window", "bands"), [(window, bands) for window, _, bands in RESOLUTIONS])
@@ -107,7 +109,7 @@ def test_the_loss_knows_what_is_nearer() -> None:
 
 def test_an_untrained_codec_passes_sound_at_an_even_level(calls: Path) -> None:
     mimi, generator = Mimi(MimiConfig.from_dict(tiny())), torch.Generator().manual_seed(0)
-    pcm = read_stretches(calls, 10).draw(16, generator)[0]
+    pcm = read_stretches([calls], 10).draw(16, generator)[0]
     codec.initialise(mimi, pcm, generator)
     latents = mimi.latents(pcm)
     assert 0.5 < float(latents.std()) < 2
@@ -151,7 +153,7 @@ def test_gradients_pass_through_the_codebooks() -> None:
 
 
 def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
-    spec = codec.CodecSpec(tiny(), calls, calls, batch=4, frames=6, unquantised_steps=25)
+    spec = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, unquantised_steps=25)
     plan = Plan(steps=60, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=60,
                 save_every=60)
     train(codec.make_task, spec, plan, tmp_path, lambda _: None)
@@ -160,7 +162,7 @@ def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
     assert lines[-2]["phonemes"] > 0.5
     loaded = Mimi(MimiConfig.from_dict(json.loads((tmp_path / codec.CONFIG).read_text())))
     loaded.load_state_dict(load_file(tmp_path / codec.WEIGHTS))
-    pcm = Stretches(read_stretches(calls, 6).tracks, 6, agent_share=1.0).draw(4, torch.Generator().manual_seed(0))[0]
+    pcm = read_stretches([calls], 6, agent_share=1.0).draw(4, torch.Generator().manual_seed(0))[0]
     with torch.no_grad():
         decoded = loaded.decode(loaded.encode(pcm, 4))
     silence = torch.zeros_like(pcm)
@@ -168,12 +170,31 @@ def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
     assert loss(decoded, pcm, weights)[0] < 0.9 * loss(silence, pcm, weights)[0]
 
 
+def test_ears_are_taught_phones_while_only_the_agent_is_decoded(calls: Path, tmp_path: Path) -> None:
+    plan = Plan(steps=20, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=20,
+                save_every=20)
+    spec = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, unquantised_steps=10)
+    train(codec.make_task, spec, plan, tmp_path / "codec", lambda _: None)
+    ears = codec.CodecSpec(tiny(), (calls,), calls, batch=8, frames=6, learns="ears", of=tmp_path / "codec")
+    train(codec.make_task, ears, replace(plan, steps=60), tmp_path / "ears", lambda _: None)
+    lines = [json.loads(line) for line in (tmp_path / "ears" / PROGRESS).read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "training"]
+    for name in ("first", "all"):
+        assert trained[-1][name] > max(0.6, trained[0][name])
+        assert lines[-1][f"heard_{name}"] > 0.6  # of callers alone; here the calls are those that it learnt from
+    assert trained[-1]["spectral"] < trained[0]["spectral"]
+    before, after = (load_file(tmp_path / name / codec.WEIGHTS) for name in ("codec", "ears"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert {"encoder", "encoder_transformer", "downsample", "quantizer", "decoder"} <= changed
+
+
 def test_the_decoder_alone_learns_a_voice(calls: Path, tmp_path: Path) -> None:
     plan = Plan(steps=20, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=20,
                 save_every=20)
-    spec = codec.CodecSpec(tiny(), calls, calls, batch=4, frames=6, unquantised_steps=10)
+    spec = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, unquantised_steps=10)
     train(codec.make_task, spec, plan, tmp_path / "codec", lambda _: None)
-    voice = codec.CodecSpec(tiny(), calls, calls, batch=4, frames=6, voice_of=tmp_path / "codec")
+    voice = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, learns="voice",
+                            of=tmp_path / "codec")
     train(codec.make_task, voice, plan, tmp_path / "voice", lambda _: None)
     before, after = (load_file(tmp_path / name / codec.WEIGHTS) for name in ("codec", "voice"))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
@@ -182,6 +203,6 @@ def test_the_decoder_alone_learns_a_voice(calls: Path, tmp_path: Path) -> None:
     one, two = Mimi(MimiConfig.from_dict(tiny())), Mimi(MimiConfig.from_dict(tiny()))
     one.load_state_dict(before)
     two.load_state_dict(after)
-    pcm = read_stretches(calls, 6).draw(4, torch.Generator().manual_seed(3))[0]
+    pcm = read_stretches([calls], 6).draw(4, torch.Generator().manual_seed(3))[0]
     with torch.no_grad():
         assert torch.equal(one.encode(pcm, 4), two.encode(pcm, 4)), "codes stay what they are"
