@@ -69,8 +69,10 @@ def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> No
 def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, ears: Path | None, *, steps: int,
                    frames: int, seed: int, device: str, processes: int | None) -> None:
     """Train a language model in `folder`, or go on there; `ears`: a speech-to-text model's folder to begin with."""
-    weights = None if ears is None else _there(ears / stt.WEIGHTS)
-    spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), frames=frames, ears=weights)
+    if ears is not None:
+        _there(ears / stt.WEIGHTS)
+        _there(ears / stt.MEANT)
+    spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), frames=frames, ears=ears)
     plan = Plan(steps, learning_rate=1e-3, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
         train(lm.make_task, spec, plan, folder)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
+from agent.train import stt
 from agent.train.domain.reader import load
 from agent.train.initial import initialise
 from agent.train.lm_data import Batch, Calls
@@ -30,6 +31,7 @@ from agent.train.trainer import Task, Team, TrainingError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _HELD_OUT_BATCHES = 12
+_OWN_VOICE = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class LMSpec:
     heard: float = 0.5  # of the loss: what the caller said
     meant: float = 0.5
     lag: int = 6  # frames from a word's begin until it must be understood
-    ears: Path | None = None  # weights of a speech-to-text model of the same width to begin with: it can hear already
+    ears: Path | None = None  # the folder of a trained speech-to-text model of the same width: it can hear already
 
 
 def make_task(team: Team, spec: LMSpec) -> Task:
@@ -68,7 +70,7 @@ class _LMTask:
         self.meant = nn.Linear(config.temporal.dim, len(load().intents))
         self.module = nn.ModuleDict({"lm": self.lm, "heard": self.heard, "meant": self.meant}).to(team.device)
         if spec.ears is not None:
-            lend_ears(spec.ears, self.lm, self.heard)
+            lend_ears(spec.ears, self.lm, self.heard, self.meant)
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.held_out = _calls(spec.held_out, self.lm, spec.lag) if team.rank == 0 else None
@@ -140,16 +142,21 @@ class _LMTask:
 
 
 @torch.no_grad()
-def lend_ears(path: Path, lm: LanguageModel, heard: nn.Linear) -> None:
+def lend_ears(folder: Path, lm: LanguageModel, heard: nn.Linear, meant: nn.Linear) -> None:
     """Take over how a speech-to-text model hears: its codes' embeddings for the caller's, its layers for the first of
-    the temporal transformer, its text's projection for the head that asks what was said. Raises TrainingError."""
-    theirs = load_file(path)
+    the temporal transformer, its text's projection for the head that asks what was said, and its head for what was
+    meant. The agent's own codes say little at first, so as not to drown what is heard. Raises TrainingError."""
+    path = folder / stt.WEIGHTS
+    theirs = load_file(path) | {f"meant.{name}": tensor for name, tensor in load_file(folder / stt.MEANT).items()}
     ours = dict(lm.named_parameters())
     first = lm.config.agent_codebooks
+    for k in range(first):
+        ours[f"emb.{k}.weight"].mul_(_OWN_VOICE)
     pairs: list[tuple[str, Tensor]] = [
         (f"emb.{k}.weight", ours[f"emb.{first + k}.weight"]) for k in range(lm.config.caller_codebooks)]
     pairs += [(name, ours[name]) for name in theirs if name.startswith("transformer.")]
-    pairs += [("out_norm.alpha", ours["out_norm.alpha"]), ("text_linear.weight", heard.weight)]
+    pairs += [("out_norm.alpha", ours["out_norm.alpha"]), ("text_linear.weight", heard.weight),
+              ("meant.weight", meant.weight), ("meant.bias", meant.bias)]
     for name, weight in pairs:
         if name not in theirs or theirs[name].shape != weight.shape:
             raise TrainingError(f"{path}: {name} doesn't fit the language model")

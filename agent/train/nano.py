@@ -175,7 +175,7 @@ class _Work:
 
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
-                         *self._encoded(), ears=self.out / "stt" / stt.WEIGHTS, **self.recipe.lm_spec)
+                         *self._encoded(), ears=self.out / "stt", **self.recipe.lm_spec)
         plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)

@@ -27,14 +27,16 @@ from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import PAUSES_S, CallerWords, Transcriber, lag_of, transcribe
 from agent.train.codec import CONFIG as MIMI_CONFIG
 from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
+from agent.train.domain.reader import load
 from agent.train.initial import hear_likeness, initialise
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
 from agent.train.stt_data import UNKNOWN, CallerSides, Windows
-from agent.train.tokens import NO_PHONE, CallTokens, Tokens
+from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens
 from agent.train.trainer import Task, Team, TrainingError
 from agent.train.words import WordErrors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MEANT = "meant.safetensors"  # the head that tells what the caller meant; no part of the model
 
 _PAUSE_CLASSES = 6  # as in the published heads, which use the first; ours use the first two
 _HELD_OUT_WINDOWS = 16
@@ -58,6 +60,7 @@ class SttSpec:
     pad_weight: float = 0.3
     pauses: float = 0.2  # of the loss
     phones: float = 0.5  # of the loss: a head of training alone that tells what is heard just now
+    meant: float = 0.3  # of the loss: a head that tells what the caller meant, for a language model to begin with
     first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
     rest_dropout: float = 0.12
     text_dropout: float = 0.1  # of the input text, left out: what is heard is to count more than what is often said
@@ -82,7 +85,9 @@ class _SttTask:
         initialise(self.lm, generator)
         hear_likeness(self.lm, codec, generator)
         self.phones = nn.Linear(spec.dim, LABELS_PER_FRAME * LABELS)
-        self.module: nn.Module = nn.ModuleDict({"lm": self.lm, "phones": self.phones}).to(team.device)
+        self.meant = nn.Linear(spec.dim, len(load().intents))
+        self.module: nn.Module = nn.ModuleDict(
+            {"lm": self.lm, "phones": self.phones, "meant": self.meant}).to(team.device)
         self.lm.requires_grad_(True)
         initial = self.lm.initial_tokens(torch.device("cpu"))
         self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial)
@@ -117,6 +122,8 @@ class _SttTask:
         (folder / CONFIG).write_text(json.dumps(self.config | named, indent=2) + "\n")
         save_file({name: tensor.detach().to(torch.bfloat16).contiguous().cpu()
                    for name, tensor in self.lm.state_dict().items()}, folder / WEIGHTS)
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in self.meant.state_dict().items()},
+                  folder / MEANT)
 
     def _read(self, path: Path) -> list[CallTokens]:
         """All calls of a file. Raises TrainingError if another codec or another tokenizer made it."""
@@ -139,7 +146,7 @@ class _SttTask:
         return torch.where(dropped, any_code, inputs)
 
     def _losses(self, windows: Windows) -> tuple[Tensor, Mapping[str, float]]:
-        inputs, text, pauses, phones = (part.to(self.team.device) for part in windows)
+        inputs, text, pauses, phones, intent = (part.to(self.team.device) for part in windows)
         x = self.lm.temporal(inputs)
         text_logits, pause_logits = read_out(self.lm, x)
         weights = torch.where(text == PAD_TOKEN, self.spec.pad_weight, 1.0).flatten()
@@ -157,7 +164,12 @@ class _SttTask:
         phone_losses = F.cross_entropy(phone_logits[heard], phones[heard], reduction="sum")
         phone_loss = phone_losses / heard.sum().clamp(min=1)
         figures["phones"] = (phone_logits.argmax(-1) == phones)[phones > 0].float().mean()
-        total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss
+        told = intent != NO_INTENT
+        meant_logits = self.meant(x[told]).float()
+        meant_losses = F.cross_entropy(meant_logits, intent[told], reduction="sum")
+        meant_loss = meant_losses / told.sum().clamp(min=1)
+        figures["meant"] = (meant_logits.argmax(-1) == intent[told]).float().mean()
+        total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss + self.spec.meant * meant_loss
         return total, {name: value.item() for name, value in figures.items()}
 
 
@@ -204,4 +216,4 @@ def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: 
     }
 
 
-__all__ = ["CONFIG", "WEIGHTS", "SttSpec", "make_task", "predict", "said_in", "stt_config"]
+__all__ = ["CONFIG", "MEANT", "WEIGHTS", "SttSpec", "make_task", "predict", "said_in", "stt_config"]

@@ -33,6 +33,7 @@ class Windows(NamedTuple):
     text: Tensor  # [B, T]
     pauses: Tensor  # [B, T, heads]: PAUSE_CLASS, NO_PAUSE_CLASS or UNKNOWN
     phones: Tensor  # [B, T, labels of a frame]: what is heard just now, or NO_PHONE
+    intent: Tensor  # [B, T]: after a line what it meant, else NO_INTENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,9 @@ class CallerSides:
         drawn = [self._window(frames, random) for _ in range(count)]
         return Windows(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
 
-    def _window(self, frames: int, random: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints]:
-        """One window: [1 + codebooks, frames], [frames], [frames, heads], [frames, labels]."""
-        parts: list[tuple[Ints, Ints, Ints, Ints]] = []
+    def _window(self, frames: int, random: np.random.Generator) -> tuple[Ints, ...]:
+        """One window: [1 + codebooks, frames], [frames], [frames, heads], [frames, labels], [frames]."""
+        parts: list[tuple[Ints, ...]] = []
         while frames > 0:
             side = self.sides[int(random.integers(len(self.sides)))]
             kept = side.dense if random.random() < self.dense else np.arange(len(side.text))
@@ -71,12 +72,11 @@ class CallerSides:
             inputs = np.concatenate([side.text[before][None], side.codes[:, at]]).astype(np.int64)
             if not first:
                 inputs[:, 0] = self.initial
-            text, pauses, phones = (part[at].astype(np.int64) for part in (side.text, side.pauses, side.phones))
-            parts.append((inputs, text, pauses, phones))
+            parts.append((inputs, *(part[at].astype(np.int64)
+                                    for part in (side.text, side.pauses, side.phones, side.intent))))
             frames -= len(at)
         all_inputs, *others = zip(*parts, strict=True)
-        text, pauses, phones = (np.concatenate(other) for other in others)
-        return np.concatenate(all_inputs, axis=1), text, pauses, phones
+        return np.concatenate(all_inputs, axis=1), *(np.concatenate(other) for other in others)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,7 @@ class _Side:
     text: npt.NDArray[np.int32]  # [T]: what each step should write
     pauses: npt.NDArray[np.int8]  # [T, heads]
     phones: npt.NDArray[np.int8]  # [T, labels of a frame]
+    intent: npt.NDArray[np.int16]  # [T]
     dense: Ints  # the frames that stay where long silences are shortened
 
 
@@ -95,8 +96,10 @@ def _side(call: CallTokens, lag: int, frame_rate: float) -> _Side:
     text = np.full(len(said), PAD_TOKEN, np.int32)
     text[lag:] = said[:len(said) - lag]
     speaking = call.speaking.numpy().astype(bool)
-    return _Side(call.caller.numpy().astype(np.int16), text, pause_classes(speaking, frame_rate).astype(np.int8),
-                 call.phones.T.numpy().astype(np.int8), dense_frames(speaking | (text != PAD_TOKEN)))
+    return _Side(
+        codes=call.caller.numpy().astype(np.int16), text=text,
+        pauses=pause_classes(speaking, frame_rate).astype(np.int8), phones=call.phones.T.numpy().astype(np.int8),
+        intent=call.intent.numpy().astype(np.int16), dense=dense_frames(speaking | (text != PAD_TOKEN)))
 
 
 def pause_classes(speaking: npt.NDArray[np.bool_], frame_rate: float) -> Ints:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.lm import LanguageModel
 from agent.moshi.random_model import CODEBOOKS, LM
-from agent.train import lm
+from agent.train import lm, stt
 from agent.train.initial import initialise
 from agent.train.lm_data import SHORTEST, Calls
 from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens, write_tokens
@@ -127,16 +127,21 @@ def test_ears_are_lent_by_a_speech_to_text_model(model: LanguageModel, tmp_path:
     config = {**tiny(), "n_q": CODEBOOKS, "dep_q": 0, "num_layers": 1, "delays": [0] * (1 + CODEBOOKS)}
     ears = LanguageModel(LMConfig.from_dict(config))
     initialise(ears, torch.Generator().manual_seed(9))
-    save_file(ears.state_dict(), tmp_path / "ears.safetensors")
-    ours, heard = LanguageModel(LMConfig.from_dict(tiny())), torch.nn.Linear(64, tiny()["text_card"])
+    their_meant = torch.nn.Linear(64, 5)
+    save_file(ears.state_dict(), tmp_path / stt.WEIGHTS)
+    save_file(their_meant.state_dict(), tmp_path / stt.MEANT)
+    ours, heard, meant = LanguageModel(LMConfig.from_dict(tiny())), torch.nn.Linear(64, tiny()["text_card"]), \
+        torch.nn.Linear(64, 5)
     ours.load_state_dict(model.state_dict())
-    lm.lend_ears(tmp_path / "ears.safetensors", ours, heard)
+    lm.lend_ears(tmp_path, ours, heard, meant)
     assert torch.equal(ours.emb.all()[CODEBOOKS], ears.emb.all()[0])
-    assert torch.equal(ours.emb.all()[0], model.emb.all()[0]), "the agent's own codes are others"
+    own, before = ours.emb.all()[0], model.emb.all()[0]
+    assert 0 < float(own.norm()) < 0.5 * float(before.norm()), "the agent's own codes are others, and say little"
     assert torch.equal(ours.transformer.weights()[0].attend_in, ears.transformer.weights()[0].attend_in)
     assert torch.equal(ours.transformer.weights()[1].attend_in, model.transformer.weights()[1].attend_in)
     assert torch.equal(heard.weight, ears.text_linear.weight)
+    assert torch.equal(meant.weight, their_meant.weight)
     wider = {**config, "dim": 128}
-    save_file(LanguageModel(LMConfig.from_dict(wider)).state_dict(), tmp_path / "wider.safetensors")
+    save_file(LanguageModel(LMConfig.from_dict(wider)).state_dict(), tmp_path / stt.WEIGHTS)
     with pytest.raises(TrainingError, match="doesn't fit the language model"):
-        lm.lend_ears(tmp_path / "wider.safetensors", ours, heard)
+        lm.lend_ears(tmp_path, ours, heard, meant)

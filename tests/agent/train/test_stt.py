@@ -149,7 +149,7 @@ def test_held_out_figures_get_better_and_are_kept(trained):
 
 def test_the_folder_is_a_checkpoint_that_shares_the_agents_files(trained, agent, tmp_path):
     assert sorted(path.name for path in trained.iterdir()) == [
-        "config.json", "model.safetensors", "progress.jsonl", "state.pt"]
+        "config.json", "meant.safetensors", "model.safetensors", "progress.jsonl", "state.pt"]
     for folder in (agent, trained):
         shutil.copytree(folder, tmp_path / folder.name)  # together they may move
     model = load_model(tmp_path / "stt")
