@@ -130,12 +130,13 @@ def train_data(
     seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same calls")] = 0,
     split: Annotated[str, typer.Option(help="training, or held-out voices or family with held-out phrasings")]
         = "training",
+    callers: Annotated[bool, typer.Option("--callers-only", help="nobody answers: more to hear in a minute")] = False,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="processes; default: one a core")] = None,
 ) -> None:
     """Make calls of the restaurant's reception in the public fine-tuning format: stereo WAV, JSONL, word times."""
     from tandem.train_data_command import make_data
 
-    make_data(folder, calls, seed, split, workers)
+    make_data(folder, calls, seed, split, workers, callers_only=callers)
 
 
 _Steps = Annotated[int, typer.Option(min=1, max=1_000_000)]
@@ -228,7 +229,7 @@ def train_curves(
 @train.command("stt")
 def train_stt(
     folder: Annotated[Path, typer.Argument(help="where the model goes; a training that is there goes on")],
-    calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
+    calls: Annotated[list[Path], typer.Option(help="encoded calls to learn from; may be given again")],
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     agent: Annotated[Path, typer.Option(help="the checkpoint folder whose Mimi and tokenizer encoded them")],
     steps: _Steps = 2400,

@@ -15,12 +15,12 @@ from tandem.errors import UserError, told_in_one_line
 LEARNING_RATE = 1e-3
 
 
-def train_stt(folder: Path, calls: Path, held_out: Path, agent: Path, *, steps: int, batch: int, dim: int,
+def train_stt(folder: Path, calls: list[Path], held_out: Path, agent: Path, *, steps: int, batch: int, dim: int,
               delay_s: float, processes: int | None, device: str, seed: int) -> None:
     """Train in `folder`, or go on there; `agent` is the checkpoint folder whose Mimi and tokenizer made the calls."""
-    spec = SttSpec(calls, held_out, codec=agent, tokenizer=agent / "tokenizer.model", dim=dim, delay_s=delay_s,
+    spec = SttSpec(tuple(calls), held_out, codec=agent, tokenizer=agent / "tokenizer.model", dim=dim, delay_s=delay_s,
                    batch=batch)
-    for path in (calls, held_out, agent / MIMI_CONFIG, spec.tokenizer):
+    for path in (*calls, held_out, agent / MIMI_CONFIG, spec.tokenizer):
         if not path.is_file():  # told here once, rather than by each process
             raise UserError(f"{path}: there is no such file")
     plan = Plan(steps, LEARNING_RATE, seed=seed, processes=processes or processes_for(device), device=device)

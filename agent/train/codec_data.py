@@ -91,6 +91,8 @@ def read_stretches(lists: Sequence[Path], frames: int, agent_share: float = 0.5)
             raise DatasetError(f"{entry.path}: has no phonemes, which the first codebook is taught")
         for side in _CHANNELS:
             spoken = [utterance for utterance in call.utterances if utterance.speaker == side]
+            if not spoken:
+                continue
             tracks[side].append(_Track(
                 entry.path, samples,
                 begins=np.array([round(u.begin_s * SAMPLE_RATE) for u in spoken], np.int64),

@@ -22,6 +22,7 @@ EARLY_S = (0.0, 0.12)
 LATE_S = (0.9, 2.5)
 HELD_S = (2.0, 12.0)
 SILENCE_S = (8.0, 60.0)
+SENTENCES_APART_S = (0.4, 1.6)  # where nobody answers
 REACTION_S = (0.2, 0.45)  # an interrupted receptionist goes on for so long
 SHORTEST_CUT_S = 0.8  # the receptionist is let say this much before somebody interrupts
 
@@ -89,6 +90,15 @@ def training_script(seed: int, *, shares: Shares | None = None, domain: Domain |
     length_s = random.uniform(SHORTEST_S, LONGEST_S)
     caller = Caller(domain or load(), random, held_out=False)
     return _Writer(caller, shares or Shares(), length_s).write(f"training-{seed:06d}")
+
+
+def callers_script(seed: int, *, domain: Domain | None = None) -> Script:
+    """What the caller says in a call like training's, one sentence soon after the other and nobody answers: several
+    times as much to hear in a minute, for what shall only hear."""
+    script, random = training_script(seed, domain=domain), Random(f"callers {seed}")
+    lines = [replace(line, after_s=round(random.uniform(*SENTENCES_APART_S), 2))
+             for line in script.lines if line.speaker == "caller"]
+    return Script(f"callers-{seed:06d}", tuple(lines))
 
 
 def evaluation_script(seed: int, kind: EvaluationKind = "questions", *, domain: Domain | None = None) -> Script:

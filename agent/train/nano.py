@@ -22,7 +22,7 @@ from agent.moshi.config import PAD_TOKEN, MimiConfig
 from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.train import codec, lm, stt
-from agent.train.dialogues import Shares, evaluation_script, training_script
+from agent.train.dialogues import Shares, callers_script, evaluation_script, training_script
 from agent.train.produce import LIST, Recipe, make_calls
 from agent.train.tokenizer import PIECES, train_tokenizer
 from agent.train.tokens import encode_calls
@@ -61,7 +61,7 @@ LM: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class CallSet:
-    """Calls of 65 s on average, from script number `first` on."""
+    """Calls of 65 s on average, from script number `first` on; callers alone, 25 s."""
 
     first: int
     count: int
@@ -69,26 +69,27 @@ class CallSet:
     shares: Shares = field(default_factory=Shares)
 
 
-CODEC, HELD_OUT = "codec", "held_out"
+CODEC, CALLS, CALLERS, HELD_OUT = "codec", "calls", "callers", "held_out"
 SETS: Mapping[str, CallSet] = {
     CODEC: CallSet(400, 400, seed=1),
     HELD_OUT: CallSet(20, 20, seed=1),
-    "calls": CallSet(12_600, 1800, seed=7),
+    CALLS: CallSet(12_600, 1800, seed=7),
     "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
+    CALLERS: CallSet(2_000_000, 4000, seed=9),
 }
 
 
 @dataclass(frozen=True)
 class NanoRecipe:
-    """How much of everything; the defaults take somewhat over two hours on two shared cores, by the stages' sum."""
+    """How much of everything; the defaults take under three hours on two shared cores (docs/training.md)."""
 
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
     codec_steps: int = 5500
     ears_steps: int = 5000
-    lm_steps: int = 2900
-    stt_steps: int = 2600
-    voice_steps: int = 3000
+    stt_steps: int = 8000
+    lm_steps: int = 2400
+    voice_steps: int = 1500
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
@@ -133,7 +134,8 @@ class _Work:
             if name == HELD_OUT:
                 scripts, how = [evaluation_script(number) for number in numbers], Recipe(made.seed, "held_out_voices")
             else:
-                scripts = [training_script(number, shares=made.shares) for number in numbers]
+                scripts = [callers_script(number) if name == CALLERS else training_script(number, shares=made.shares)
+                           for number in numbers]
                 how = Recipe(made.seed)
             make_calls(self._calls(name).parent, scripts, how, workers=self.processes,
                        progress=self._every_tenth(name))
@@ -143,11 +145,12 @@ class _Work:
         self._take("codec", codec.CONFIG)
 
     def _ears(self) -> None:
-        self._train_codec("ears", "ears", self._learnt_from(), "codec", self.recipe.ears_steps, {"batch": 8})
+        heard = (*self._whole_calls(), CALLERS)
+        self._train_codec("ears", "ears", heard, "codec", self.recipe.ears_steps, {"batch": 8})
         self._take("ears", codec.WEIGHTS)
 
     def _voice(self) -> None:
-        self._train_codec("voice", "voice", self._learnt_from(), "ears", self.recipe.voice_steps, {})
+        self._train_codec("voice", "voice", self._whole_calls(), "ears", self.recipe.voice_steps, {})
         self._take("voice", codec.WEIGHTS)
 
     def _train_codec(self, stage: str, learns: codec.Learns, calls: tuple[str, ...], of: str | None, steps: int,
@@ -158,8 +161,8 @@ class _Work:
                     seed=self.recipe.seed, processes=self.processes, device=self.device)
         train(codec.make_task, spec, plan, self.folder / stage, self.tell)
 
-    def _learnt_from(self) -> tuple[str, ...]:
-        return tuple(name for name in self.recipe.sets if name not in (CODEC, HELD_OUT))
+    def _whole_calls(self) -> tuple[str, ...]:
+        return tuple(name for name in self.recipe.sets if name not in (CODEC, CALLERS, HELD_OUT))
 
     def _tokens(self) -> None:
         path = self.out / "tokenizer.model"
@@ -167,15 +170,15 @@ class _Work:
             train_tokenizer(path, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
         mimi = Mimi(MimiConfig.from_dict(json.loads((self.out / codec.CONFIG).read_text())))
         mimi.load_state_dict(load_file(self.out / codec.WEIGHTS))
-        for out, names in zip(self._encoded(), (self._learnt_from(), (HELD_OUT,)), strict=True):
-            if not out.exists():
+        for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, (CALLERS,)), (HELD_OUT, (HELD_OUT,))):
+            if not (out := self._encoded(encoded)).exists():
                 encode_calls([self._calls(name) for name in names], mimi.to(self.device).eval(),
                              Tokenizer(path), out, workers=self.processes,
                              progress=self._every_tenth(f"tokens of {', '.join(names)}"))
 
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
-                         *self._encoded(), ears=self.out / "stt", **self.recipe.lm_spec)
+                         self._encoded(CALLS), self._encoded(HELD_OUT), ears=self.out / "stt", **self.recipe.lm_spec)
         plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
@@ -183,18 +186,17 @@ class _Work:
 
     def _stt(self) -> None:
         folder = self.out / "stt"
-        spec = stt.SttSpec(*self._encoded(), codec=self.out, tokenizer=self.out / "tokenizer.model",
-                           **self.recipe.stt_spec)
+        spec = stt.SttSpec((self._encoded(CALLS), self._encoded(CALLERS)), self._encoded(HELD_OUT), codec=self.out,
+                           tokenizer=self.out / "tokenizer.model", **self.recipe.stt_spec)
         plan = Plan(self.recipe.stt_steps, learning_rate=1.5e-3, seed=self.recipe.seed, processes=self.processes,
-                    device=self.device, evaluate_every=200, save_every=200)
+                    device=self.device, evaluate_every=400, save_every=400)
         train(stt.make_task, spec, plan, folder, self.tell)
 
     def _calls(self, name: str) -> Path:
         return self.folder / "calls" / name / LIST
 
-    def _encoded(self) -> tuple[Path, Path]:
-        tokens = self.folder / "tokens"
-        return tokens / "calls.safetensors", tokens / "held_out.safetensors"
+    def _encoded(self, name: str) -> Path:
+        return self.folder / "tokens" / f"{name}.safetensors"
 
     def _take(self, stage: str, *names: str) -> None:
         self.out.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ _HELD_OUT_WINDOWS = 16
 class SttSpec:
     """`calls` and `held_out` are encoded calls (tokens.py). The batch is divided among the processes."""
 
-    calls: Path
+    calls: tuple[Path, ...]
     held_out: Path
     codec: Path  # the folder of the Mimi that encoded them: what is trained names its files, and has no copy
     tokenizer: Path  # the text's SentencePiece model, likewise
@@ -55,6 +55,7 @@ class SttSpec:
     heads: int = 8
     context: int = 250  # frames: 20 s are enough for words
     delay_s: float = 0.5  # of the text
+    acoustic_delay: int = 1  # of all codebooks but the first, as in language models, which begin with these ears
     batch: int = 8
     frames: int = 256  # of a window
     pad_weight: float = 0.3
@@ -77,7 +78,7 @@ class _SttTask:
         codec, self.tokenizer = _codec(spec.codec), Tokenizer(spec.tokenizer)
         self.mimi = codec.config
         self.lag = lag_of(spec.delay_s, self.mimi.frame_rate)
-        calls = self._read(spec.calls)
+        calls = [call for path in spec.calls for call in self._read(path)]
         self.config = stt_config(spec, codebooks=len(calls[0].caller), codebook_size=self.mimi.codebook_size,
                                  text_card=len(self.tokenizer))
         self.lm = LanguageModel(LMConfig.from_dict(self.config))
@@ -89,11 +90,11 @@ class _SttTask:
         self.module: nn.Module = nn.ModuleDict(
             {"lm": self.lm, "phones": self.phones, "meant": self.meant}).to(team.device)
         self.lm.requires_grad_(True)
-        initial = self.lm.initial_tokens(torch.device("cpu"))
-        self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial)
+        initial, delays = self.lm.initial_tokens(torch.device("cpu")), self.lm.config.delays[1:]
+        self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial, delays)
         if team.rank == 0:
             held_out = self._read(spec.held_out)
-            self.held_out = CallerSides.of(held_out, self.lag, self.mimi.frame_rate, initial)
+            self.held_out = CallerSides.of(held_out, self.lag, self.mimi.frame_rate, initial, delays)
             self.transcribed = held_out[:spec.transcribed_calls]
         dropout = [spec.text_dropout, spec.first_dropout] + [spec.rest_dropout] * (len(initial) - 2)
         self.dropout = torch.tensor(dropout)[:, None]
@@ -208,7 +209,8 @@ def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: 
         "card": codebook_size, "num_heads": spec.heads, "num_layers": spec.layers, "hidden_scale": 4.125,
         "causal": True, "layer_scale": None, "context": spec.context, "max_period": 10000, "gating": "silu",
         "norm": "rms_norm_f32", "positional_embedding": "rope", "depformer_multi_linear": True,
-        "delays": [0] * (1 + codebooks), "extra_heads_num_heads": len(PAUSES_S), "extra_heads_dim": _PAUSE_CLASSES,
+        "delays": [0, 0] + [spec.acoustic_delay] * (codebooks - 1),
+        "extra_heads_num_heads": len(PAUSES_S), "extra_heads_dim": _PAUSE_CLASSES,
         "model_type": "stt",
         "stt_config": {"audio_delay_seconds": spec.delay_s, "audio_silence_prefix_seconds": 0.0},
         "lm_gen_config": {"temp": 0.0, "temp_text": 0.0, "top_k": 250, "top_k_text": 50},

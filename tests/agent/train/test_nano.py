@@ -13,12 +13,13 @@ from agent.moshi.checkpoint import load_model
 from agent.moshi.random_model import CARD, CODEBOOKS, LM, MIMI
 from agent.step import StepInputs
 from agent.train.curves import draw_curves
-from agent.train.nano import CODEC, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
+from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
 from agent.train.nano import LM as NANO
 from agent.train.trainer import TrainingError
 
 TINY = NanoRecipe(
-    sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), "calls": CallSet(10, 3, seed=2)},
+    sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
+          CALLERS: CallSet(20, 2, seed=3)},
     codec_steps=6, ears_steps=3, stt_steps=3, lm_steps=4, voice_steps=3, mimi=copy.deepcopy(MIMI),
     lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},

@@ -25,6 +25,7 @@ WORDS = ("table", "four", "seven", "evening", "train", "friday", "morning", "off
 HEARD_FRAMES = 4  # of a word: each has a code of its own in each of them
 FRAME_RATE = 12.5
 LAG = 5
+AT_ONCE = (0,) * CODEBOOKS  # codebooks without delays
 WHOLE = Team(0, 1, torch.device("cpu"))
 
 
@@ -88,8 +89,8 @@ def held_out(tokenizer: Tokenizer) -> list[CallTokens]:
 
 @pytest.fixture(scope="module")
 def spec(agent: Path, calls: list[CallTokens], held_out: list[CallTokens]) -> SttSpec:
-    return SttSpec(write(agent.parent / "calls.safetensors", calls), write(agent.parent / "held.safetensors", held_out),
-                   codec=agent, tokenizer=agent / "tokenizer.model", dim=64, layers=2, heads=4, context=60, batch=4,
+    return SttSpec((write(agent.parent / "calls.safetensors", calls),),
+                   write(agent.parent / "held.safetensors", held_out), codec=agent, tokenizer=agent / "tokenizer.model", dim=64, layers=2, heads=4, context=60, batch=4,
                    frames=100, transcribed_calls=4)
 
 
@@ -165,7 +166,7 @@ def test_the_folder_is_a_checkpoint_that_shares_the_agents_files(trained, agent,
 
 @pytest.fixture
 def sides(calls: list[CallTokens]) -> CallerSides:
-    return CallerSides.of(calls[:1], LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77))
+    return CallerSides.of(calls[:1], LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77), AT_ONCE)
 
 
 @pytest.mark.parametrize("dense", [0.0, 1.0])
@@ -187,10 +188,19 @@ def test_a_windows_inputs_are_what_a_step_reads(sides, calls, dense):
     assert 0 < begins < 20
 
 
+def test_delayed_codebooks_are_read_later(calls):
+    delays, initial = (0, *[2] * (CODEBOOKS - 1)), torch.full((1 + CODEBOOKS,), 77)
+    [side] = CallerSides.of(calls[:1], LAG, FRAME_RATE, initial, delays).sides
+    caller = calls[0].caller.numpy()
+    assert (side.codes[0, 1:] == caller[0, 1:]).all()
+    assert (side.codes[1:, :3] == 77).all(), "a step reads the initial token until the delay is over"
+    assert (side.codes[1:, 3:] == caller[1:, 1:-2]).all()
+
+
 def test_a_call_that_is_too_short_is_followed_by_another(calls):
     short = [replace(call, caller=call.caller[:, :30], said=call.said[:30], speaking=call.speaking[:30])
              for call in calls[:3]]
-    windows = CallerSides.of(short, LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77)).draw(
+    windows = CallerSides.of(short, LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77), AT_ONCE).draw(
         3, 100, torch.Generator().manual_seed(0))
     assert windows.inputs.shape == (3, 1 + CODEBOOKS, 100)
     assert windows.text.shape == (3, 100)
@@ -233,10 +243,10 @@ def test_calls_of_another_codec_or_tokenizer_are_refused(spec, calls, agent, tmp
     path, call = tmp_path / "calls.safetensors", calls[0]
     write(path, [calls[1], replace(call, caller=call.caller + CARD)])
     with pytest.raises(TrainingError, match=f"^{path}: 0 has codes that the Mimi in {agent} doesn't know$"):
-        make_task(WHOLE, replace(spec, calls=path))
+        make_task(WHOLE, replace(spec, calls=(path,)))
     write(path, [calls[1], replace(call, said=call.said + 500)])
     with pytest.raises(TrainingError, match=f"^{path}: 0 has text that {agent}/tokenizer.model doesn't know$"):
-        make_task(WHOLE, replace(spec, calls=path))
+        make_task(WHOLE, replace(spec, calls=(path,)))
 
 
 def test_a_file_without_calls_is_named(spec, calls, tmp_path):
@@ -244,7 +254,7 @@ def test_a_file_without_calls_is_named(spec, calls, tmp_path):
     tensors = {name: tensor[..., :0] for name, tensor in load_file(path).items()}
     save_file(tensors | {"begins": torch.zeros(1, dtype=torch.int64)}, path, metadata={"names": "[]"})
     with pytest.raises(TrainingError, match=f"^{path}: holds no calls$"):
-        make_task(WHOLE, replace(spec, calls=path))
+        make_task(WHOLE, replace(spec, calls=(path,)))
 
 
 def test_a_folder_without_a_codec_is_named(spec, tmp_path):
