@@ -148,8 +148,8 @@ _Processes = Annotated[int | None, typer.Option(min=1, max=64, help="default: on
 @train.command("nano")
 def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
-    stages: Annotated[str, typer.Option(help="some of data, codec, ears, tokens, stt, lm, voice, with commas; "
-                                      "default: all")] = "",
+    stages: Annotated[str, typer.Option(help="some of data, codec, ears, tokens, stt, hearing, lm, voice, with "
+                                      "commas; default: all")] = "",
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:

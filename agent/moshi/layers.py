@@ -195,21 +195,30 @@ class RingStep:
     mask: Tensor | None  # [B, 1, T, length]
 
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, context: int | None, block: int = 512) -> Tensor:
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, context: int | None, block: int = 256) -> Tensor:
     """Causal attention over a whole sequence, each query over its last `context` keys; [B, heads, T, head_dim].
 
     Works on blocks of queries, so that a long sequence needs no mask of its length squared.
     """
+    # While a CPU trains, plain products take 0.4 to 0.6 of the time of the fused kernel and its gradient.
+    by_products = q.is_cpu and torch.is_grad_enabled()
     length = q.shape[2]
-    if context is None or length <= context:
+    if not by_products and (context is None or length <= context):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     outs = []
     for begin in range(0, length, block):
         end = min(begin + block, length)
-        start = max(0, begin - context + 1)
+        start = 0 if context is None else max(0, begin - context + 1)
         age = (torch.arange(begin, end, device=q.device)[:, None]
                - torch.arange(start, end, device=q.device)[None, :])
-        mask = (age >= 0) & (age < context)
-        outs.append(F.scaled_dot_product_attention(q[:, :, begin:end], k[:, :, start:end], v[:, :, start:end],
-                                                   attn_mask=mask))
+        mask = age >= 0 if context is None else (age >= 0) & (age < context)
+        part = q[:, :, begin:end], k[:, :, start:end], v[:, :, start:end]
+        outs.append(_attended(*part, mask) if by_products else F.scaled_dot_product_attention(*part, attn_mask=mask))
     return torch.cat(outs, dim=2)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + hidden
+    weights: Tensor = scores.softmax(-1, dtype=q.dtype)
+    return weights @ v

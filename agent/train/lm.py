@@ -43,7 +43,7 @@ class LMSpec:
     held_out: Path
     frames: int = 3072  # of a step
     middle: float = 0.15  # of the batches begin in the middle of calls
-    pad_weight: float = 0.3  # of the text's padding
+    pad_share: float = 0.3  # of the text's padding, that is asked for in a step
     first_codebook: float = 3.0  # against each of the others
     spoken_share: float = 0.5  # of the frames with speech, whose codes are asked for in a step
     quiet_share: float = 0.06
@@ -51,6 +51,7 @@ class LMSpec:
     first_noise: float = 0.05  # of the caller's first codebook
     rest_noise: float = 0.12
     heard: float = 0.5  # of the loss: what the caller said
+    heard_pad_share: float = 0.1
     meant: float = 0.5
     lag: int = 6  # frames from a word's begin until it must be understood
     ears: Path | None = None  # the folder of a trained speech-to-text model of the same width: it can hear already
@@ -85,9 +86,9 @@ class _LMTask:
         any_code = torch.randint(self.lm.config.audio_card, batch.inputs.shape, generator=generator)
         batch = batch._replace(inputs=torch.where(noisy, any_code, batch.inputs))
         drawn = torch.rand(batch.sounds.shape, generator=generator)
-        asked = (batch.sounds & (drawn < spec.spoken_share)) | (batch.quiet & (drawn < spec.quiet_share))
+        sounds = (batch.sounds & (drawn < spec.spoken_share)) | (batch.quiet & (drawn < spec.quiet_share))
         with torch.autocast(self.team.device.type, torch.bfloat16):
-            return self._losses(batch.to(self.team.device), asked.to(self.team.device))
+            return self._losses(batch.to(self.team.device), sounds.to(self.team.device), generator)
 
     def evaluate(self) -> Mapping[str, float]:
         assert self.held_out is not None
@@ -96,7 +97,7 @@ class _LMTask:
         for _ in range(_HELD_OUT_BATCHES):
             batch = self.held_out.draw(self.spec.frames, generator).to(self.team.device)
             with torch.autocast(self.team.device.type, torch.bfloat16):
-                rows.append(self._losses(batch, batch.sounds)[1])
+                rows.append(self._losses(batch, batch.sounds, generator)[1])
         return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
     def export(self, folder: Path) -> None:
@@ -106,38 +107,42 @@ class _LMTask:
                    for name, tensor in self.lm.state_dict().items()}, part)
         os.replace(part, folder / WEIGHTS)
 
-    def _losses(self, batch: Batch, asked: Tensor) -> tuple[Tensor, Mapping[str, float]]:
-        """`asked` [B, T]: the steps whose codes are asked for."""
+    def _losses(self, batch: Batch, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        """`sounds` [B, T]: the steps whose codes are asked for. Words are asked for wherever there are some; of the
+        padding between them only a share, which costs less than to weigh it down."""
         spec, lm = self.spec, self.lm
         x = lm.temporal(batch.inputs)
+        drawn = torch.rand(batch.heard.shape, generator=generator).to(x.device)
         text = batch.taken[:, 0]
-        text_logits = linear(x, lm.text_linear.weight)
-        text_loss = _weighted(text_logits, text, batch.text_counts * torch.where(text == PAD_TOKEN,
-                                                                               spec.pad_weight, 1.0))
-        tokens = batch.taken.transpose(1, 2)[asked].T[None]  # [1, streams, N]
+        text_asked = batch.text_counts & ((text != PAD_TOKEN) | (drawn < spec.pad_share))
+        text, text_logits = text[text_asked], linear(x[text_asked], lm.text_linear.weight).float()
+        text_loss = F.cross_entropy(text_logits, text)
+        tokens = batch.taken.transpose(1, 2)[sounds].T[None]  # [1, streams, N]
         codes = tokens[0, 1:1 + lm.config.generated_codebooks]
-        logits = lm.depth(x[asked][None], tokens)[0].float()  # [codebooks, N, card]
+        logits = lm.depth(x[sounds][None], tokens)[0].float()  # [codebooks, N, card]
         each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape).mean(1)
         weights = torch.ones_like(each)
         weights[0] = spec.first_codebook
         sound_loss = (each * weights).sum() / weights.sum()
-        heard_logits = self.heard(x)
-        heard_loss = _weighted(heard_logits, batch.heard, torch.where(batch.heard == PAD_TOKEN, 0.1, 1.0))
-        meant_logits = self.meant(x)
-        meant_loss = F.cross_entropy(meant_logits.float().flatten(0, 1), batch.intent.flatten(),
-                                     ignore_index=NO_INTENT)
-        right = (text_logits.argmax(-1) == text) & batch.text_counts
-        heard_right, meant_right = heard_logits.argmax(-1) == batch.heard, meant_logits.argmax(-1) == batch.intent
+        heard_asked = (batch.heard != PAD_TOKEN) | (drawn < spec.heard_pad_share)
+        heard, heard_logits = batch.heard[heard_asked], self.heard(x[heard_asked]).float()
+        heard_loss = F.cross_entropy(heard_logits, heard)
+        told = batch.intent != NO_INTENT
+        meant, meant_logits = batch.intent[told], self.meant(x[told]).float()
+        meant_loss = F.cross_entropy(meant_logits, meant)
+        right, heard_right = text_logits.argmax(-1) == text, heard_logits.argmax(-1) == heard
         figures = {
             "text": text_loss, "sound": sound_loss, "heard_loss": heard_loss, "meant_loss": meant_loss,
-            "pieces": _share(right, batch.text_counts & (text != PAD_TOKEN) & (text != EPAD_TOKEN)),
-            "epads": _share(right, batch.text_counts & (text == EPAD_TOKEN)),
-            "pads": _share(right, batch.text_counts & (text == PAD_TOKEN)),
-            "heard": _share(heard_right, (batch.heard != PAD_TOKEN) & (batch.heard != EPAD_TOKEN)),
-            "meant": _share(meant_right, batch.intent != NO_INTENT),
+            "pieces": _share(right, (text != PAD_TOKEN) & (text != EPAD_TOKEN)),
+            "epads": _share(right, text == EPAD_TOKEN),
+            "pads": _share(right, text == PAD_TOKEN),
+            "heard": _share(heard_right, (heard != PAD_TOKEN) & (heard != EPAD_TOKEN)),
+            "meant": (meant_logits.argmax(-1) == meant).float().mean(),
             "first_codes": each[0], "second_codes": each[1], "last_codes": each[-1],
         }
-        total = text_loss + sound_loss + spec.heard * heard_loss + spec.meant * torch.nan_to_num(meant_loss)
+        # a batch may have nothing to say, or nobody who speaks
+        parts = (text_loss, sound_loss, spec.heard * heard_loss, spec.meant * meant_loss)
+        total = torch.stack([torch.nan_to_num(part) for part in parts]).sum()
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 
 
@@ -145,13 +150,15 @@ class _LMTask:
 def lend_ears(folder: Path, lm: LanguageModel, heard: nn.Linear, meant: nn.Linear) -> None:
     """Take over how a speech-to-text model hears: its codes' embeddings for the caller's, its layers for the first of
     the temporal transformer, its text's projection for the head that asks what was said, and its head for what was
-    meant. The agent's own codes say little at first, so as not to drown what is heard. Raises TrainingError."""
+    meant. The agent's own codes and text say little at first, so as not to drown what is heard. Raises
+    TrainingError."""
     path = folder / stt.WEIGHTS
     theirs = load_file(path) | {f"meant.{name}": tensor for name, tensor in load_file(folder / stt.MEANT).items()}
     ours = dict(lm.named_parameters())
     first = lm.config.agent_codebooks
     for k in range(first):
         ours[f"emb.{k}.weight"].mul_(_OWN_VOICE)
+    ours["text_emb.weight"].mul_(_OWN_VOICE)
     pairs: list[tuple[str, Tensor]] = [
         (f"emb.{k}.weight", ours[f"emb.{first + k}.weight"]) for k in range(lm.config.caller_codebooks)]
     pairs += [(name, ours[name]) for name in theirs if name.startswith("transformer.")]
@@ -166,12 +173,6 @@ def lend_ears(folder: Path, lm: LanguageModel, heard: nn.Linear, meant: nn.Linea
 def _calls(path: Path, lm: LanguageModel, lag: int) -> Calls:
     tokens = Tokens.open(path)
     return Calls([tokens[i] for i in range(len(tokens))], lm, lag)
-
-
-def _weighted(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of [B, T, card] for targets [B, T], as a mean by weights [B, T]."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum().clamp(min=1e-6)
 
 
 def _share(right: Tensor, of: Tensor) -> Tensor:

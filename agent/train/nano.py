@@ -1,8 +1,8 @@
-"""The recipe of `models/nano`: calls, codec, its ears, tokens, speech-to-text, language model, voice; each can be
-resumed.
+"""The recipe of `models/nano`: calls, codec, its ears, tokens, speech-to-text, hearing, language model, voice; each
+can be resumed.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
-    FOLDER/codec, ears, lm, voice     trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/codec, ears, hearing, …    trainings: state.pt to go on from, progress.jsonl for the curves
     FOLDER/tokens                     the calls as the language models read them
     FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
 """
@@ -81,13 +81,14 @@ SETS: Mapping[str, CallSet] = {
 
 @dataclass(frozen=True)
 class NanoRecipe:
-    """How much of everything; the defaults take under three hours on two shared cores (docs/training.md)."""
+    """How much of everything; how long it takes, in docs/training.md."""
 
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
     codec_steps: int = 5500
     ears_steps: int = 5000
-    stt_steps: int = 8000
+    stt_steps: int = 12000
+    hearing_steps: int = 8000
     lm_steps: int = 2400
     voice_steps: int = 1500
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
@@ -95,11 +96,12 @@ class NanoRecipe:
     tokenizer_scripts: int = 3000
     codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
     lm_spec: Mapping[str, Any] = field(default_factory=dict)
-    # The language model begins with these ears: of its width and its heads.
-    stt_spec: Mapping[str, Any] = field(default_factory=lambda: {"heads": 4, "text_dropout": 0.3})
+    stt_spec: Mapping[str, Any] = field(default_factory=lambda: {
+        "heads": 4, "text_dropout": 0.3, "rest_dropout": 0.15})
+    hearing_spec: Mapping[str, Any] = field(default_factory=dict)
 
 
-STAGES = ("data", "codec", "ears", "tokens", "stt", "lm", "voice")
+STAGES = ("data", "codec", "ears", "tokens", "stt", "hearing", "lm", "voice")
 
 
 def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
@@ -178,18 +180,28 @@ class _Work:
 
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
-                         self._encoded(CALLS), self._encoded(HELD_OUT), ears=self.out / "stt", **self.recipe.lm_spec)
+                         self._encoded(CALLS), self._encoded(HELD_OUT), ears=self.folder / "hearing",
+                         **self.recipe.lm_spec)
         plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
         self._take("lm", lm.WEIGHTS, lm.CONFIG)
 
     def _stt(self) -> None:
-        folder = self.out / "stt"
+        self._train_stt(self.out / "stt", self.recipe.stt_steps, self.recipe.stt_spec)
+
+    def _hearing(self) -> None:
+        """The language model's layers, before they can speak."""
+        config = self.recipe.lm
+        lent = {"dim": config["dim"], "layers": config["num_layers"], "heads": config["num_heads"],
+                "without_text": 1.0, "acoustic_delay": 1, "meant": 1.0, "rest_dropout": 0.15}
+        self._train_stt(self.folder / "hearing", self.recipe.hearing_steps, {**lent, **self.recipe.hearing_spec})
+
+    def _train_stt(self, folder: Path, steps: int, different: Mapping[str, Any]) -> None:
         spec = stt.SttSpec((self._encoded(CALLS), self._encoded(CALLERS)), self._encoded(HELD_OUT), codec=self.out,
-                           tokenizer=self.out / "tokenizer.model", **self.recipe.stt_spec)
-        plan = Plan(self.recipe.stt_steps, learning_rate=1.5e-3, seed=self.recipe.seed, processes=self.processes,
-                    device=self.device, evaluate_every=400, save_every=400)
+                           tokenizer=self.out / "tokenizer.model", **different)
+        plan = Plan(steps, learning_rate=1.5e-3, seed=self.recipe.seed, processes=self.processes, device=self.device,
+                    evaluate_every=400, save_every=400)
         train(stt.make_task, spec, plan, folder, self.tell)
 
     def _calls(self, name: str) -> Path:

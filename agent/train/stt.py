@@ -55,16 +55,17 @@ class SttSpec:
     heads: int = 8
     context: int = 250  # frames: 20 s are enough for words
     delay_s: float = 0.5  # of the text
-    acoustic_delay: int = 1  # of all codebooks but the first, as in language models, which begin with these ears
+    acoustic_delay: int = 0  # frames, of all codebooks but the first; 1 where it shall hear as a language model
     batch: int = 8
     frames: int = 256  # of a window
-    pad_weight: float = 0.3
+    pad_share: float = 0.3  # of the text's padding, that is asked for in a step
     pauses: float = 0.2  # of the loss
     phones: float = 0.5  # of the loss: a head of training alone that tells what is heard just now
     meant: float = 0.3  # of the loss: a head that tells what the caller meant, for a language model to begin with
     first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
     rest_dropout: float = 0.12
     text_dropout: float = 0.1  # of the input text, left out: what is heard is to count more than what is often said
+    without_text: float = 0.0  # of the windows; 1 where it shall hear as a language model, whose text is the agent's
     transcribed_calls: int = 8  # of the held-out ones, while training
 
 
@@ -103,11 +104,16 @@ class _SttTask:
         windows = self.calls.draw(max(1, self.spec.batch // self.team.size), self.spec.frames, generator)
         windows = windows._replace(inputs=self._corrupted(windows.inputs, generator))
         with torch.autocast(self.team.device.type, torch.bfloat16):
-            return self._losses(windows)
+            return self._losses(windows, generator)
 
     def evaluate(self) -> Mapping[str, float]:
-        windows = self.held_out.draw(_HELD_OUT_WINDOWS, self.spec.frames, torch.Generator().manual_seed(1))
-        return {**self._losses(windows)[1], "word_errors": self.word_errors().rate}
+        generator = torch.Generator().manual_seed(1)
+        windows = self.held_out.draw(_HELD_OUT_WINDOWS, self.spec.frames, generator)
+        textless = windows.inputs.clone()
+        textless[:, 0] = ZERO_TOKEN
+        alone = self._losses(windows._replace(inputs=textless), generator)[1]
+        return {**self._losses(windows, generator)[1], "pieces_without_text": alone["pieces"],
+                "meant_without_text": alone["meant"], "word_errors": self.word_errors().rate}
 
     def word_errors(self) -> WordErrors:
         """Of the first held-out calls, streamed and greedy."""
@@ -142,17 +148,19 @@ class _SttTask:
     def _corrupted(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Some codes replaced by any, some of the text left out."""
         dropped = torch.rand(inputs.shape, generator=generator) < self.dropout
+        dropped[:, 0] |= torch.rand(len(inputs), 1, generator=generator) < self.spec.without_text
         any_code = torch.randint(self.lm.config.audio_card, inputs.shape, generator=generator)
         any_code[:, 0] = ZERO_TOKEN
         return torch.where(dropped, any_code, inputs)
 
-    def _losses(self, windows: Windows) -> tuple[Tensor, Mapping[str, float]]:
+    def _losses(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         inputs, text, pauses, phones, intent = (part.to(self.team.device) for part in windows)
         x = self.lm.temporal(inputs)
-        text_logits, pause_logits = read_out(self.lm, x)
-        weights = torch.where(text == PAD_TOKEN, self.spec.pad_weight, 1.0).flatten()
-        losses = F.cross_entropy(text_logits.float().flatten(0, 1), text.flatten(), reduction="none")
-        text_loss = (losses * weights).sum() / weights.sum()
+        drawn = torch.rand(text.shape, generator=generator).to(x.device)
+        asked = (text != PAD_TOKEN) | (drawn < self.spec.pad_share)
+        text, text_logits = text[asked], linear(x[asked], self.lm.text_linear.weight).float()
+        text_loss = F.cross_entropy(text_logits, text)
+        pause_logits = _pause_logits(self.lm, x)
         told = pauses != UNKNOWN
         pause_losses = F.cross_entropy(pause_logits.float()[told], pauses[told], reduction="sum")
         pause_loss = pause_losses / told.sum().clamp(min=1)
@@ -184,15 +192,9 @@ def _codec(folder: Path) -> Mimi:
     return mimi
 
 
-def predict(lm: LanguageModel, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """What a model that generates no sound makes of tokens [B, streams, T], as its steps read them: logits of the text
-    [B, T, card] and of the extra heads [B, T, heads, classes]."""
-    return read_out(lm, lm.temporal(inputs))
-
-
-def read_out(lm: LanguageModel, x: Tensor) -> tuple[Tensor, Tensor]:
-    """As predict, from what the temporal transformer made of the tokens [B, T, dim]."""
-    return linear(x, lm.text_linear.weight), torch.stack([linear(x, head) for head in lm.extra_heads.all()], dim=2)
+def _pause_logits(lm: LanguageModel, x: Tensor) -> Tensor:
+    """What the extra heads make of the temporal transformer's output [B, T, dim]: logits [B, T, heads, classes]."""
+    return torch.stack([linear(x, head) for head in lm.extra_heads.all()], dim=2)
 
 
 def said_in(call: CallTokens, tokenizer: Tokenizer) -> str:
@@ -218,4 +220,4 @@ def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: 
     }
 
 
-__all__ = ["CONFIG", "MEANT", "WEIGHTS", "SttSpec", "make_task", "predict", "said_in", "stt_config"]
+__all__ = ["CONFIG", "MEANT", "WEIGHTS", "SttSpec", "make_task", "said_in", "stt_config"]

@@ -59,6 +59,15 @@ def test_a_window_over_blocks_is_a_window_over_the_whole():
     assert torch.allclose(in_blocks, windowed_attention(q, k, v, 9), atol=1e-6)
 
 
+@pytest.mark.parametrize("context", [None, 9, 100])
+def test_attention_is_the_same_while_a_model_is_trained(context: int | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 40, 16, generator=generator) for _ in range(3))
+    with torch.no_grad():
+        expected = windowed_attention(q, k, v, context)
+    assert torch.allclose(windowed_attention(q, k, v, context, block=16), expected, atol=1e-5)
+
+
 def test_a_fresh_slot_keeps_nothing_even_of_what_is_not_a_number():
     state = torch.full((3, 2), math.nan)
     state[1] = 7

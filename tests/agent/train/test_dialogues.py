@@ -7,7 +7,14 @@ from itertools import pairwise
 import pytest
 
 from agent.train import dialogues
-from agent.train.dialogues import EVALUATION_SHARES, NOTHING_HAPPENS, Shares, evaluation_script, training_script
+from agent.train.dialogues import (
+    EVALUATION_SHARES,
+    NOTHING_HAPPENS,
+    Shares,
+    callers_script,
+    evaluation_script,
+    training_script,
+)
 from agent.train.domain import reception
 from agent.train.domain.reader import load
 from agent.train.domain.reception import Heard, State, booking_in
@@ -49,6 +56,18 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Heard, State]]:
 
     monkeypatch.setattr(dialogues, "answer", noting)
     return found
+
+
+def test_callers_alone_say_what_they_say_in_the_call_and_nobody_answers() -> None:
+    alone, call = callers_script(7), training_script(7)
+    assert {line.speaker for line in alone.lines} == {"caller"}
+    assert [(line.text, line.intent) for line in alone.lines] == [
+        (line.text, line.intent) for line in call.lines if line.speaker == "caller"]
+    assert not alone.held
+    assert all(0.4 <= line.after_s <= 1.6 for line in alone.lines)
+    scripts = [callers_script(seed) for seed in range(40)]
+    spoken = sum(speech_seconds(line.text) for script in scripts for line in script.lines)
+    assert spoken > 0.5 * sum(script_seconds(script) for script in scripts)
 
 
 def test_training_never_contains_a_held_out_combination(heard: list[tuple[Heard, State]]) -> None:

@@ -90,8 +90,9 @@ def held_out(tokenizer: Tokenizer) -> list[CallTokens]:
 @pytest.fixture(scope="module")
 def spec(agent: Path, calls: list[CallTokens], held_out: list[CallTokens]) -> SttSpec:
     return SttSpec((write(agent.parent / "calls.safetensors", calls),),
-                   write(agent.parent / "held.safetensors", held_out), codec=agent, tokenizer=agent / "tokenizer.model", dim=64, layers=2, heads=4, context=60, batch=4,
-                   frames=100, transcribed_calls=4)
+                   write(agent.parent / "held.safetensors", held_out), codec=agent,
+                   tokenizer=agent / "tokenizer.model", dim=64, layers=2, heads=4, context=60, batch=4, frames=100,
+                   transcribed_calls=4)
 
 
 @pytest.fixture(scope="module")
