@@ -189,7 +189,7 @@ def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         [{"params": [p for p in weights if p.squeeze().dim() > 1], "weight_decay": plan.weight_decay},
          {"params": [p for p in weights if p.squeeze().dim() <= 1], "weight_decay": 0.0}],
-        lr=plan.learning_rate, betas=plan.betas)
+        lr=plan.learning_rate, betas=plan.betas, fused=True)
 
 
 @torch.no_grad()
