@@ -191,10 +191,11 @@ class _Work:
         self._train_stt(self.out / "stt", self.recipe.stt_steps, self.recipe.stt_spec)
 
     def _hearing(self) -> None:
-        """The language model's layers, before they can speak."""
+        """The language model's layers, before they can speak: with its memory, or they'd be lost in a long call."""
         config = self.recipe.lm
         lent = {"dim": config["dim"], "layers": config["num_layers"], "heads": config["num_heads"],
-                "without_text": 1.0, "acoustic_delay": 1, "meant": 1.0, "rest_dropout": 0.15}
+                "context": config["context"], "frames": 1024, "batch": 2, "without_text": 1.0, "acoustic_delay": 1,
+                "meant": 1.0, "rest_dropout": 0.15}
         self._train_stt(self.folder / "hearing", self.recipe.hearing_steps, {**lent, **self.recipe.hearing_spec})
 
     def _train_stt(self, folder: Path, steps: int, different: Mapping[str, Any]) -> None:
