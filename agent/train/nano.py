@@ -75,7 +75,7 @@ SETS: Mapping[str, CallSet] = {
     HELD_OUT: CallSet(20, 20, seed=1),
     CALLS: CallSet(12_600, 1800, seed=7),
     "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
-    CALLERS: CallSet(2_000_000, 4000, seed=9),
+    CALLERS: CallSet(2_000_000, 6000, seed=9),
 }
 
 
