@@ -201,7 +201,7 @@ def train_lm(
     calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a config.json; default: nano's")] = None,
-    ears: Annotated[Path | None, typer.Option(help="folder of a speech-to-text model to begin with")] = None,
+    ears: Annotated[Path | None, typer.Option(help="folder of a hearing training to begin with")] = None,
     steps: _Steps = 2900,
     frames: Annotated[int, typer.Option(min=300, max=1_000_000, help="in a step")] = 3072,
     seed: _Seed = 0,

@@ -68,7 +68,7 @@ def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> No
 
 def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, ears: Path | None, *, steps: int,
                    frames: int, seed: int, device: str, processes: int | None) -> None:
-    """Train a language model in `folder`, or go on there; `ears`: a speech-to-text model's folder to begin with."""
+    """Train a language model in `folder`, or go on there; `ears`: a hearing training's folder to begin with."""
     if ears is not None:
         _there(ears / stt.WEIGHTS)
         _there(ears / stt.MEANT)

@@ -133,10 +133,15 @@ class _CodecTask:
         pcm, _, _ = self._drawn(self.calls, count, generator)
         with torch.no_grad():
             codes = self.mimi.quantizer.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
+        return self._sound_losses(self.mimi.quantizer.decode(codes), pcm, torch.ones(count, device=pcm.device))
+
+    def _sound_losses(self, x: Tensor, pcm: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Of what the decoder makes of quantised latents x [B, frames, dimension] against pcm [B, samples]."""
         with torch.autocast(pcm.device.type, torch.bfloat16):
-            decoded = self.mimi.sound(self.mimi.quantizer.decode(codes))
-        spectral, mel = self.loss_of(decoded.float(), pcm, torch.ones(count, device=pcm.device))
-        wave = (decoded.float() - pcm).abs().mean()
+            decoded = self.mimi.sound(x)
+        decoded = decoded.float()
+        spectral, mel = self.loss_of(decoded, pcm, weights)
+        wave = (decoded - pcm).abs().mean()
         return spectral + wave, {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
 
     def _ears_losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
@@ -152,12 +157,10 @@ class _CodecTask:
         figures = {"distance": distance.item(), "first_loss": first_loss.item(), "all_loss": all_loss.item(),
                    "first": first_right, "all": all_right}
         if bool(agent.any()):
-            with torch.autocast(pcm.device.type, torch.bfloat16):
-                decoded = self.mimi.sound(passed[agent])
-            spectral, mel = self.loss_of(decoded.float(), pcm[agent], torch.ones(len(decoded), device=pcm.device))
-            wave = (decoded.float() - pcm[agent]).abs().mean()
-            total = total + _SOUND * (spectral + wave)
-            figures |= {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
+            spoken = torch.ones(int(agent.sum()), device=pcm.device)
+            sound_loss, of_sound = self._sound_losses(passed[agent], pcm[agent], spoken)
+            total = total + _SOUND * sound_loss
+            figures |= of_sound
         return total, figures
 
     def _losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
@@ -175,15 +178,10 @@ class _CodecTask:
             used = torch.where(torch.rand(count, generator=generator) < spec.all_codebooks, rest, few).to(pcm.device)
             passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, step, self.team,
                                                           generator)
-        with torch.autocast(pcm.device.type, torch.bfloat16):
-            decoded = self.mimi.sound(passed)
-        decoded = decoded.float()
-        spectral, mel = self.loss_of(decoded, pcm, torch.where(agent, 1.0, spec.caller_weight))
-        wave = (decoded - pcm).abs().mean()
+        sound_loss, figures = self._sound_losses(passed, pcm, torch.where(agent, 1.0, spec.caller_weight))
         phonemes, right = self._phonemes("first", first, labels)
-        total = spectral + wave + spec.commitment * distance + spec.phonemes * phonemes
-        return total, {"spectral": spectral.item(), "mel": mel, "wave": wave.item(), "distance": distance.item(),
-                       "phoneme_loss": phonemes.item(), "phonemes": right}
+        total = sound_loss + spec.commitment * distance + spec.phonemes * phonemes
+        return total, {**figures, "distance": distance.item(), "phoneme_loss": phonemes.item(), "phonemes": right}
 
     def _drawn(self, stretches: Stretches, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         pcm, labels, agent = stretches.draw(count, generator)

@@ -93,8 +93,8 @@ def training_script(seed: int, *, shares: Shares | None = None, domain: Domain |
 
 
 def callers_script(seed: int, *, domain: Domain | None = None) -> Script:
-    """What the caller says in a call like training's, one sentence soon after the other and nobody answers: several
-    times as much to hear in a minute, for what shall only hear."""
+    """What the caller says in a call like training's, one sentence soon after the other and nobody answers: more
+    than twice as much to hear in a minute, for what shall only hear."""
     script, random = training_script(seed, domain=domain), Random(f"callers {seed}")
     lines = [replace(line, after_s=round(random.uniform(*SENTENCES_APART_S), 2))
              for line in script.lines if line.speaker == "caller"]

@@ -31,7 +31,7 @@ from agent.train.trainer import Task, Team, TrainingError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _HELD_OUT_BATCHES = 12
-_OWN_VOICE = 0.25
+_OWN_VOICE = 0.25  # of their scale: its own codes and words, where it begins with ears
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class LMSpec:
     first_noise: float = 0.05  # of the caller's first codebook
     rest_noise: float = 0.12
     heard: float = 0.5  # of the loss: what the caller said
-    heard_pad_share: float = 0.1
+    heard_pad_share: float = 0.1  # of the padding between the caller's words
     meant: float = 0.5
     lag: int = 6  # frames from a word's begin until it must be understood
-    ears: Path | None = None  # the folder of a trained speech-to-text model of the same width: it can hear already
+    ears: Path | None = None  # the folder of a hearing training (stt.py, nano.py), whose layers it begins with
 
 
 def make_task(team: Team, spec: LMSpec) -> Task:

@@ -194,7 +194,7 @@ class _Work:
         """The language model's layers, before they can speak: with its memory, or they'd be lost in a long call."""
         config = self.recipe.lm
         lent = {"dim": config["dim"], "layers": config["num_layers"], "heads": config["num_heads"],
-                "context": config["context"], "frames": 1024, "batch": 2, "without_text": 1.0, "acoustic_delay": 1,
+                "context": config["context"], "frames": 1024, "batch": 2, "reads_text": False, "acoustic_delay": 1,
                 "meant": 1.0, "rest_dropout": 0.15}
         self._train_stt(self.folder / "hearing", self.recipe.hearing_steps, {**lent, **self.recipe.hearing_spec})
 

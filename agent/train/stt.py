@@ -65,7 +65,7 @@ class SttSpec:
     first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
     rest_dropout: float = 0.12
     text_dropout: float = 0.1  # of the input text, left out: what is heard is to count more than what is often said
-    without_text: float = 0.0  # of the windows; 1 where it shall hear as a language model, whose text is the agent's
+    reads_text: bool = True  # that it wrote; False where it shall hear as a language model, whose text is the agent's
     transcribed_calls: int = 8  # of the held-out ones, while training
 
 
@@ -108,12 +108,8 @@ class _SttTask:
 
     def evaluate(self) -> Mapping[str, float]:
         generator = torch.Generator().manual_seed(1)
-        windows = self.held_out.draw(_HELD_OUT_WINDOWS, self.spec.frames, generator)
-        textless = windows.inputs.clone()
-        textless[:, 0] = ZERO_TOKEN
-        alone = self._losses(windows._replace(inputs=textless), generator)[1]
-        return {**self._losses(windows, generator)[1], "pieces_without_text": alone["pieces"],
-                "meant_without_text": alone["meant"], "word_errors": self.word_errors().rate}
+        figures = self._losses(self.held_out.draw(_HELD_OUT_WINDOWS, self.spec.frames, generator), generator)[1]
+        return {**figures, "word_errors": self.word_errors().rate} if self.spec.reads_text else figures
 
     def word_errors(self) -> WordErrors:
         """Of the first held-out calls, streamed and greedy."""
@@ -148,22 +144,23 @@ class _SttTask:
     def _corrupted(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Some codes replaced by any, some of the text left out."""
         dropped = torch.rand(inputs.shape, generator=generator) < self.dropout
-        dropped[:, 0] |= torch.rand(len(inputs), 1, generator=generator) < self.spec.without_text
         any_code = torch.randint(self.lm.config.audio_card, inputs.shape, generator=generator)
         any_code[:, 0] = ZERO_TOKEN
         return torch.where(dropped, any_code, inputs)
 
     def _losses(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         inputs, text, pauses, phones, intent = (part.to(self.team.device) for part in windows)
+        if not self.spec.reads_text:
+            inputs[:, 0] = ZERO_TOKEN
         x = self.lm.temporal(inputs)
         drawn = torch.rand(text.shape, generator=generator).to(x.device)
         asked = (text != PAD_TOKEN) | (drawn < self.spec.pad_share)
         text, text_logits = text[asked], linear(x[asked], self.lm.text_linear.weight).float()
         text_loss = F.cross_entropy(text_logits, text)
         pause_logits = _pause_logits(self.lm, x)
-        told = pauses != UNKNOWN
-        pause_losses = F.cross_entropy(pause_logits.float()[told], pauses[told], reduction="sum")
-        pause_loss = pause_losses / told.sum().clamp(min=1)
+        known = pauses != UNKNOWN
+        pause_losses = F.cross_entropy(pause_logits.float()[known], pauses[known], reduction="sum")
+        pause_loss = pause_losses / known.sum().clamp(min=1)
         right = text_logits.argmax(-1) == text
         pieces = (text != PAD_TOKEN) & (text != EPAD_TOKEN)
         figures = {"text": text_loss, "pause": pause_loss, "pieces": right[pieces].float().mean(),

@@ -25,7 +25,7 @@ TINY = NanoRecipe(
         "lm_gen_config": NANO["lm_gen_config"]},
     tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3}, lm_spec={"frames": 600},
     stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1},
-    hearing_spec={"frames": 64, "batch": 2, "transcribed_calls": 1})
+    hearing_spec={"frames": 64, "batch": 2})
 
 
 @pytest.fixture(scope="module")
