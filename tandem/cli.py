@@ -202,6 +202,7 @@ def train_lm(
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a config.json; default: nano's")] = None,
     ears: Annotated[Path | None, typer.Option(help="folder of a hearing training to begin with")] = None,
+    callers: Annotated[Path | None, typer.Option(help="encoded callers alone, to hear more of")] = None,
     steps: _Steps = 2900,
     frames: Annotated[int, typer.Option(min=300, max=1_000_000, help="in a step")] = 3072,
     seed: _Seed = 0,
@@ -211,8 +212,8 @@ def train_lm(
     """Teach a language model: both streams of sound and the inner monologue, on whole calls."""
     from tandem import train_nano_command
 
-    train_nano_command.language_model(folder, calls, held_out, config, ears, steps=steps, frames=frames, seed=seed,
-                                      device=device, processes=processes)
+    train_nano_command.language_model(folder, calls, held_out, config, ears, callers, steps=steps, frames=frames,
+                                      seed=seed, device=device, processes=processes)
 
 
 @train.command("curves")

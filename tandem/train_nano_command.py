@@ -66,13 +66,16 @@ def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> No
     print(out)
 
 
-def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, ears: Path | None, *, steps: int,
-                   frames: int, seed: int, device: str, processes: int | None) -> None:
-    """Train a language model in `folder`, or go on there; `ears`: a hearing training's folder to begin with."""
+def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, ears: Path | None,
+                   callers: Path | None, *, steps: int, frames: int, seed: int, device: str,
+                   processes: int | None) -> None:
+    """Train a language model in `folder`, or go on there; `ears`: a hearing training's folder to begin with;
+    `callers`: calls in which nobody answers."""
     if ears is not None:
         _there(ears / stt.WEIGHTS)
         _there(ears / stt.MEANT)
-    spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), frames=frames, ears=ears)
+    spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), None if callers is None else _there(callers),
+                     frames=frames, ears=ears)
     plan = Plan(steps, learning_rate=1e-3, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
         train(lm.make_task, spec, plan, folder)

@@ -41,6 +41,8 @@ class LMSpec:
     config: Mapping[str, Any]
     calls: Path  # of tokens.py
     held_out: Path
+    callers: Path | None = None  # calls in which nobody answers: what was said and meant is asked, nothing else
+    callers_share: float = 0.4  # of the batches are those
     frames: int = 3072  # of a step
     middle: float = 0.15  # of the batches begin in the middle of calls
     pad_share: float = 0.3  # of the text's padding, that is asked for in a step
@@ -74,6 +76,7 @@ class _LMTask:
             lend_ears(spec.ears, self.lm, self.heard, self.meant)
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
+        self.callers = _calls(spec.callers, self.lm, spec.lag, answered=False) if spec.callers else None
         self.held_out = _calls(spec.held_out, self.lm, spec.lag) if team.rank == 0 else None
         noise = [0.0] + [spec.agent_noise] * config.agent_codebooks
         noise += [spec.first_noise] + [spec.rest_noise] * (config.caller_codebooks - 1)
@@ -81,7 +84,9 @@ class _LMTask:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
-        batch = self.calls.draw(spec.frames // self.team.size, generator, spec.middle)
+        alone = self.callers is not None and float(torch.rand(1, generator=generator)) < spec.callers_share
+        calls = self.callers if self.callers is not None and alone else self.calls
+        batch = calls.draw(spec.frames // self.team.size, generator, spec.middle)
         noisy = torch.rand(batch.inputs.shape, generator=generator) < self.noise
         any_code = torch.randint(self.lm.config.audio_card, batch.inputs.shape, generator=generator)
         batch = batch._replace(inputs=torch.where(noisy, any_code, batch.inputs))
@@ -170,9 +175,9 @@ def lend_ears(folder: Path, lm: LanguageModel, heard: nn.Linear, meant: nn.Linea
         weight.copy_(theirs[name])
 
 
-def _calls(path: Path, lm: LanguageModel, lag: int) -> Calls:
+def _calls(path: Path, lm: LanguageModel, lag: int, *, answered: bool = True) -> Calls:
     tokens = Tokens.open(path)
-    return Calls([tokens[i] for i in range(len(tokens))], lm, lag)
+    return Calls([tokens[i] for i in range(len(tokens))], lm, lag, answered=answered)
 
 
 def _share(right: Tensor, of: Tensor) -> Tensor:

@@ -33,30 +33,31 @@ class Batch(NamedTuple):
 
 
 class Calls:
-    """Calls ready for drawing. `lag`: frames by which the caller's words come after their begin."""
+    """Calls ready for drawing. `lag`: frames by which the caller's words come after their begin. Where nobody
+    answered, the agent's silence is heard, but isn't learnt from."""
 
-    def __init__(self, calls: Sequence[CallTokens], lm: LanguageModel, lag: int) -> None:
+    def __init__(self, calls: Sequence[CallTokens], lm: LanguageModel, lag: int, *, answered: bool = True) -> None:
         self.agent_codebooks = lm.config.agent_codebooks
         self.initial = lm.initial_tokens(torch.device("cpu"))
         silence = _commonest(torch.cat([call.agent[0] for call in calls[:50]]))
-        self.calls = [self._prepared(call, lm, lag, silence) for call in calls]
+        self.calls = [self._prepared(call, lm, lag, silence, answered) for call in calls]
         self.lengths = torch.tensor([call.taken.shape[2] for call in self.calls])
         self.by_length = self.lengths.argsort()
 
     def __len__(self) -> int:
         return len(self.calls)
 
-    def _prepared(self, call: CallTokens, lm: LanguageModel, lag: int, silence: int) -> Batch:
+    def _prepared(self, call: CallTokens, lm: LanguageModel, lag: int, silence: int, answered: bool) -> Batch:
         taken = lm.delayed(torch.cat([call.text[None], call.agent, call.caller])[None])
         inputs = torch.cat([self.initial[None, :, None], taken[:, :, :-1]], dim=2)
         loud = (call.agent[0] != silence).float()
         near = torch.nn.functional.max_pool1d(loud[None], 2 * _NEAR_SPEECH + 1, 1, _NEAR_SPEECH)[0] > 0
-        there = torch.ones(call.frames, dtype=torch.bool)
+        there = torch.full((call.frames,), answered)
         there[:lm.config.largest_delay] = False  # delayed codebooks have their initial token
         heard = torch.full_like(call.said, PAD_TOKEN)
         heard[lag:] = call.said[:call.frames - lag]
         return Batch(*(tensor if tensor.dim() == 3 else tensor[None] for tensor in (
-            inputs.to(torch.int16), taken.to(torch.int16), call.free, near & there, ~near & there,
+            inputs.to(torch.int16), taken.to(torch.int16), call.free & answered, near & there, ~near & there,
             heard.to(torch.int16), call.intent.to(torch.int16))))
 
     def draw(self, frames: int, generator: torch.Generator, middle: float = 0.0) -> Batch:

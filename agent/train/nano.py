@@ -180,8 +180,8 @@ class _Work:
 
     def _lm(self) -> None:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
-                         self._encoded(CALLS), self._encoded(HELD_OUT), ears=self.folder / "hearing",
-                         **self.recipe.lm_spec)
+                         self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
+                         ears=self.folder / "hearing", **self.recipe.lm_spec)
         plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)

@@ -108,6 +108,23 @@ def test_what_was_forced_teaches_no_text_but_sound(tmp_path: Path) -> None:
     assert decided.lm.text_linear.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
 
 
+def test_callers_whom_nobody_answers_teach_hearing_alone(tmp_path: Path) -> None:
+    alone = write(tmp_path / "alone.safetensors", [toy(seed) for seed in range(4)])
+    hearing = task(tmp_path, [toy(9)], callers=alone, callers_share=1.0)
+    loss, figures = hearing.loss(0, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert figures["heard_loss"] > 0
+    assert figures["meant_loss"] > 0
+    for name, parameter in hearing.module.named_parameters():
+        speaks = name.startswith(("lm.text_linear", "lm.linears", "lm.depformer"))
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all()), name
+        if speaks:
+            assert parameter.grad is None or not parameter.grad.any(), f"{name}: nobody spoke"
+    assert hearing.heard.weight.grad is not None
+    assert hearing.heard.weight.grad.any()
+
+
 def test_it_learns_to_answer(tmp_path: Path) -> None:
     path = write(tmp_path / "calls.safetensors", [toy(seed) for seed in range(40)])
     held_out = write(tmp_path / "held_out.safetensors", [toy(seed) for seed in range(100, 104)])
