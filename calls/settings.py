@@ -36,8 +36,9 @@ class Settings(BaseSettings):
         "none: `serve` makes one in data_dir")
 
     # the agent
-    model: str = Field("random", min_length=1, description="model of the default agent: `random` (tiny, made at first "
-                       "start), `moshiko`, `moshika`, a folder or a Hugging Face repository")
+    model: str = Field("nano", min_length=1, description="model of the default agent: `nano` (small, of this "
+                       "repository), `random` (tiny, talks nonsense), `moshiko`, `moshika`, a folder or a Hugging Face "
+                       "repository")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights in memory; `auto` keeps the "
                                                           "checkpoint's on a GPU and takes float32 on a CPU")

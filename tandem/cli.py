@@ -78,7 +78,7 @@ def model_verify(
 def model_run(
     play: Annotated[Path, typer.Argument(metavar="IN.wav", help="what the caller says, any audio file")],
     record: Annotated[Path, typer.Argument(metavar="OUT.wav", help="what the agent says, 24 kHz mono")],
-    name: Annotated[str | None, typer.Option("--model", help="`random`, `moshiko`, a folder, a repository; "
+    name: Annotated[str | None, typer.Option("--model", help="`nano`, `moshiko`, a folder, a repository; "
                                              "default: the default agent's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="the same seed draws the same conversation")] = 0,
@@ -254,7 +254,7 @@ def conversation(
     count: Annotated[int, typer.Option(min=1, max=100_000, help="trials a row")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="the same seed makes the same callers, and offline the same "
                                       "answers")] = 0,
-    name: Annotated[str | None, typer.Option("--model", help="`random`, `moshiko`, a folder, a repository; "
+    name: Annotated[str | None, typer.Option("--model", help="`nano`, `moshiko`, a folder, a repository; "
                                              "default: the default agent's")] = None,
     slots: Annotated[int | None, typer.Option(min=1, max=512, help="calls at once; default: as the settings say")]
         = None,

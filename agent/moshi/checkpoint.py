@@ -26,6 +26,7 @@ from agent.moshi.safetensors_file import CheckpointError, SafetensorsFile
 
 __all__ = ["CheckpointError", "Model", "ModelFile", "load_codec", "load_model"]
 
+BUNDLED = {"nano": Path(__file__).resolve().parents[2] / "models" / "nano"}  # what the repository brings along
 NAMES = {"moshiko": "kyutai/moshiko-pytorch-bf16", "moshika": "kyutai/moshika-pytorch-bf16"}
 
 _MOSHI_FILE = "model.safetensors"
@@ -237,7 +238,7 @@ def _find_files(source: str | Path, revision: str | None) -> _Found:
 def _locate(source: str | Path, revision: str | None) -> tuple[str, Find]:
     """The model's name, and how to find its files: in a folder, or by download into the Hugging Face cache."""
     repository = NAMES.get(str(source), str(source))
-    folder = Path(source)
+    folder = BUNDLED.get(str(source), Path(source))
     if folder.is_dir():
         def find(file: str, needed: bool) -> ModelFile | None:
             if file.startswith(_ELSEWHERE):
@@ -249,7 +250,8 @@ def _locate(source: str | Path, revision: str | None) -> tuple[str, Find]:
 
         return folder.resolve().name, find
     if isinstance(source, Path) or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        raise CheckpointError(f"{source}: no such folder; give a folder, {', '.join(NAMES)} or a repository owner/name")
+        names = ", ".join((*BUNDLED, *NAMES))
+        raise CheckpointError(f"{source}: no such folder; give a folder, {names} or a repository owner/name")
 
     def fetch(file: str, needed: bool) -> ModelFile | None:
         if file.startswith(_ELSEWHERE):

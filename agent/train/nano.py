@@ -1,5 +1,5 @@
-"""The recipe of `models/nano`: calls, codec, its ears, tokens, speech-to-text, hearing, language model, voice; each
-can be resumed.
+"""The recipe of `models/nano`: calls, codec, its ears, tokens, speech-to-text, hearing, language model; each can be
+resumed.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
     FOLDER/codec, ears, hearing, …    trainings: state.pt to go on from, progress.jsonl for the curves
@@ -89,8 +89,7 @@ class NanoRecipe:
     ears_steps: int = 5000
     stt_steps: int = 12000
     hearing_steps: int = 8000
-    lm_steps: int = 2400
-    voice_steps: int = 1500
+    lm_steps: int = 3000
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
@@ -101,7 +100,7 @@ class NanoRecipe:
     hearing_spec: Mapping[str, Any] = field(default_factory=dict)
 
 
-STAGES = ("data", "codec", "ears", "tokens", "stt", "hearing", "lm", "voice")
+STAGES = ("data", "codec", "ears", "tokens", "stt", "hearing", "lm")
 
 
 def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
@@ -151,10 +150,6 @@ class _Work:
         self._train_codec("ears", "ears", heard, "codec", self.recipe.ears_steps, {"batch": 8})
         self._take("ears", codec.WEIGHTS)
 
-    def _voice(self) -> None:
-        self._train_codec("voice", "voice", self._whole_calls(), "ears", self.recipe.voice_steps, {})
-        self._take("voice", codec.WEIGHTS)
-
     def _train_codec(self, stage: str, learns: codec.Learns, calls: tuple[str, ...], of: str | None, steps: int,
                      different: Mapping[str, Any]) -> None:
         spec = codec.CodecSpec(self.recipe.mimi, tuple(map(self._calls, calls)), self._calls(HELD_OUT), learns=learns,
@@ -182,7 +177,7 @@ class _Work:
         spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.out / "tokenizer.model"))},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
                          ears=self.folder / "hearing", **self.recipe.lm_spec)
-        plan = Plan(self.recipe.lm_steps, learning_rate=1.5e-3, warmup=150, seed=self.recipe.seed,
+        plan = Plan(self.recipe.lm_steps, learning_rate=1.2e-3, warmup=100, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
         self._take("lm", lm.WEIGHTS, lm.CONFIG)

@@ -144,7 +144,7 @@ def test_what_is_wrong_with_a_checkpoint_is_named_in_one_line(folder, damage):
 
 
 def test_a_source_that_is_nothing_is_named():
-    with pytest.raises(CheckpointError, match="/nowhere: no such folder; give a folder, moshiko, moshika or"):
+    with pytest.raises(CheckpointError, match="/nowhere: no such folder; give a folder, nano, moshiko, moshika or"):
         load_model("/nowhere")
 
 

@@ -20,7 +20,7 @@ from agent.train.trainer import TrainingError
 TINY = NanoRecipe(
     sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
           CALLERS: CallSet(20, 2, seed=3)},
-    codec_steps=6, ears_steps=3, stt_steps=3, hearing_steps=3, lm_steps=4, voice_steps=3, mimi=copy.deepcopy(MIMI),
+    codec_steps=6, ears_steps=3, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
     lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},
     tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3}, lm_spec={"frames": 600},
