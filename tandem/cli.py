@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -148,8 +148,7 @@ _Processes = Annotated[int | None, typer.Option(min=1, max=64, help="default: on
 @train.command("nano")
 def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
-    stages: Annotated[str, typer.Option(help="some of data, codec, ears, tokens, stt, hearing, lm, voice, with "
-                                      "commas; default: all")] = "",
+    stages: Annotated[str, typer.Option(help="some of data, codec, tokens, stt, lm, with commas; default: all")] = "",
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
@@ -165,20 +164,18 @@ def train_mimi(
     folder: Annotated[Path, typer.Argument(help="where the codec goes; a training that is there goes on")],
     calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
     held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
+    tokenizer: Annotated[Path, typer.Option(help="the tokenizer whose pieces the words are taught as")],
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
-    learns: Annotated[Literal["all", "ears", "voice"], typer.Option(
-        help="ears: what callers say, by the codec of --of; voice: its decoder alone, the agent's voice")] = "all",
-    of: Annotated[Path | None, typer.Option(help="the folder of a trained codec")] = None,
-    steps: _Steps = 5500,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
+    steps: _Steps = 7000,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 4 s in a step")] = 8,
     seed: _Seed = 0,
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
-    """Teach a codec: Mimi, its first codebook by phonemes."""
+    """Teach a codec: Mimi, by phones and words."""
     from tandem import train_nano_command
 
-    train_nano_command.mimi(folder, calls, held_out, config, learns, of, steps=steps, batch=batch, seed=seed,
+    train_nano_command.mimi(folder, calls, held_out, tokenizer, config, steps=steps, batch=batch, seed=seed,
                             device=device, processes=processes)
 
 
@@ -201,7 +198,7 @@ def train_lm(
     calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a config.json; default: nano's")] = None,
-    ears: Annotated[Path | None, typer.Option(help="folder of a hearing training to begin with")] = None,
+    mimi: Annotated[Path | None, typer.Option(help="folder of the codec that encoded the calls, to begin with")] = None,
     callers: Annotated[Path | None, typer.Option(help="encoded callers alone, to hear more of")] = None,
     steps: _Steps = 2900,
     frames: Annotated[int, typer.Option(min=300, max=1_000_000, help="in a step")] = 3072,
@@ -212,7 +209,7 @@ def train_lm(
     """Teach a language model: both streams of sound and the inner monologue, on whole calls."""
     from tandem import train_nano_command
 
-    train_nano_command.language_model(folder, calls, held_out, config, ears, callers, steps=steps, frames=frames,
+    train_nano_command.language_model(folder, calls, held_out, config, mimi, callers, steps=steps, frames=frames,
                                       seed=seed, device=device, processes=processes)
 
 

@@ -52,7 +52,8 @@ class Mimi(nn.Module):
         x = self._in_blocks(self.encoder, pcm[:, :, None], _BLOCK_FRAMES * size)
         x = self.encoder_transformer.transformer(x)
         down = self._resampling[0]
-        return down(torch.cat([x[:, :1].expand(-1, down.history, -1), x], dim=1))  # type: ignore[no-any-return]
+        before = x[:, :1].expand(-1, down.history, -1)
+        return down.over_blocks(before, x) if torch.is_grad_enabled() else down(torch.cat([before, x], dim=1))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [B, codebooks, frames] -> pcm [B, samples]."""
@@ -244,6 +245,10 @@ def _look_back(conv: CausalConv, x: Tensor, past: Iterator[Tensor], after: list[
                ) -> Tensor:
     """One convolution behind its history, which is kept as the convolution sees it: after the activation."""
     history = next(past).unflatten(1, (conv.history, conv.inputs))
+    if torch.is_grad_enabled():
+        x = F.elu(x) if active else x
+        after.append(x[:, x.shape[1] - conv.history:].flatten(1))
+        return conv.over_blocks(history, x)
     x = elu_after(history, x) if active else torch.cat([history, x], dim=1)
     after.append(x[:, x.shape[1] - conv.history:].flatten(1))
     return conv(x)  # type: ignore[no-any-return]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from agent.moshi.config import FIRST_MIMI, MimiConfig
+from agent.moshi.convolution import CausalConv, CausalUpsampling
 from agent.moshi.layers import Rows
 from agent.moshi.mimi import Mimi
 
@@ -99,3 +101,49 @@ def test_another_shape_of_codec_streams_as_well():
         assert torch.equal(codes, mimi.encode(pcm, 4))
         sound = mimi.decode(codes)
     assert (decoded - sound).abs().max() < 1e-4 * sound.std()
+
+
+def test_with_gradients_a_whole_signal_is_the_same_sound(models):
+    mimi = models["lm"].mimi
+    pcm = a_signal(30)  # more than one block of the convolutions
+    with torch.inference_mode():
+        latents = mimi.latents(pcm)
+        sound = mimi.sound(latents)
+    with torch.enable_grad():
+        assert (mimi.latents(pcm) - latents).abs().max() < 1e-5 * latents.abs().max()
+        assert (mimi.sound(latents.clone()) - sound).abs().max() < 1e-5 * sound.abs().max()
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "kernel", "stride", "dilation"), [
+    (1, 5, 7, 1, 1), (12, 6, 3, 1, 1), (12, 6, 3, 1, 2), (8, 16, 8, 4, 1), (5, 3, 16, 8, 1), (96, 4, 3, 1, 1),
+    (4, 4, 1, 1, 1)])
+def test_a_convolution_over_blocks_is_the_convolution_and_has_its_gradient(inputs, outputs, kernel, stride, dilation):
+    generator = torch.Generator().manual_seed(0)
+    conv = CausalConv(inputs, outputs, kernel, stride, dilation)
+    for weight in (conv.weight, conv.bias):
+        weight.data.normal_(generator=generator)
+    conv.requires_grad_(True)
+    for positions in (stride, 5 * stride, 37 * stride):
+        x = torch.randn(2, conv.history + positions, inputs, generator=generator, requires_grad=True)
+        wanted = conv(x)
+        got = conv.over_blocks(x[:, :conv.history], x[:, conv.history:])
+        assert got.shape == wanted.shape
+        assert torch.allclose(got, wanted, atol=1e-4)
+        weight = torch.randn(wanted.shape, generator=generator)
+        for ours, theirs in zip(torch.autograd.grad((got * weight).sum(), (x, conv.weight, conv.bias)),
+                                torch.autograd.grad((wanted * weight).sum(), (x, conv.weight, conv.bias)), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-3)
+
+
+def test_an_upsampling_that_learns_is_the_same_across_calls():
+    generator = torch.Generator().manual_seed(0)
+    up = CausalUpsampling(6, 4, 5)
+    for weight in (up.weight, up.bias):
+        weight.data.normal_(generator=generator)
+    x = torch.randn(2, 9, 6, generator=generator)
+    with torch.inference_mode():
+        wanted, after = up(x, torch.zeros(2, up.overlap))
+    first, between = up(x[:, :4], torch.zeros(2, up.overlap))
+    second, last = up(x[:, 4:], between)
+    assert torch.allclose(torch.cat([first, second], dim=1), wanted, atol=1e-5)
+    assert torch.allclose(last, after, atol=1e-5)

@@ -13,19 +13,18 @@ from agent.moshi.checkpoint import load_model
 from agent.moshi.random_model import CARD, CODEBOOKS, LM, MIMI
 from agent.step import StepInputs
 from agent.train.curves import draw_curves
-from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
+from agent.train.nano import CALLERS, CALLS, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
 from agent.train.nano import LM as NANO
 from agent.train.trainer import TrainingError
 
 TINY = NanoRecipe(
-    sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
+    sets={HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
           CALLERS: CallSet(20, 2, seed=3)},
-    codec_steps=6, ears_steps=3, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
+    codec_steps=6, stt_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
     lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},
     tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3}, lm_spec={"frames": 600},
-    stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1},
-    hearing_spec={"frames": 64, "batch": 2})
+    stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1})
 
 
 @pytest.fixture(scope="module")

@@ -170,3 +170,19 @@ def test_segments_become_phones_without_pauses() -> None:
 def test_an_unknown_phoneme_is_named(read: object) -> None:
     with pytest.raises(SpeechError, match="'ξ'"):
         read("ξ")  # type: ignore[operator]
+
+
+def test_moved_formants_leave_pitch_and_tempo_as_they_are(synthesiser: Synthesiser) -> None:
+    voice = Voice("espeak", "gmw/en-US+m1")
+
+    def centre_hz(sound: Samples) -> float:
+        """The middle of its spectrum, by amplitude."""
+        spectrum = np.abs(np.fft.rfft(sound))
+        return float((spectrum * np.fft.rfftfreq(sound.size, 1 / SAMPLE_RATE)).sum() / spectrum.sum())
+
+    own, higher = (synthesiser.speak(SENTENCE, Talker(voice, Manner(formants=factor))) for factor in (1.0, 1.18))
+    assert higher.duration_s == pytest.approx(own.duration_s, rel=0.06)
+    assert pitch_hz(higher.pcm) == pytest.approx(pitch_hz(own.pcm), rel=0.08)
+    assert centre_hz(higher.pcm) > 1.08 * centre_hz(own.pcm)
+    assert [text for text, _, _ in higher.words] == SENTENCE.split()
+    assert higher.words[-1][2] == pytest.approx(own.words[-1][2], rel=0.06)

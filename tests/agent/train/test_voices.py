@@ -50,9 +50,16 @@ def test_a_seed_always_draws_the_same_caller() -> None:
     assert first == again != other
 
 
+def test_only_trainings_callers_have_moved_formants() -> None:
+    generator = np.random.default_rng(2)
+    drawn = {split: [draw_caller(split, generator).manner.formants for _ in range(60)] for split in SPLITS}
+    assert min(drawn["training"]) < 0.9 < 1.1 < max(drawn["training"])
+    assert {*drawn["held_out_voices"], *drawn["held_out_family"]} == {1.0}
+
+
 @pytest.mark.parametrize(("fields", "complaint"), [
     ({"rate": 3.0}, "rate is 0.5 to 2, not 3.0"), ({"semitones": -9.0}, "semitones are -8 to 8, not -9.0"),
-    ({"melody": 2.5}, "melody is 0 to 2, not 2.5"),
+    ({"melody": 2.5}, "melody is 0 to 2, not 2.5"), ({"formants": 1.5}, "formants are 0.8 to 1.25 times the voice's"),
 ])
 def test_an_impossible_manner_is_refused(fields: dict[str, float], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
