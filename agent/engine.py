@@ -61,17 +61,30 @@ class MoshiEngine:
     def step(self, inputs: StepInputs) -> StepOutputs:
         """One frame of each given slot; the host waits for the device once, for the results."""
         inputs.check(self._info, self._slots)
-        return self._step(inputs)
+        return self._step(inputs, None)
+
+    def step_codes(self, inputs: StepInputs, caller_codes: Ints) -> StepOutputs:
+        """The same of what was heard once, `caller_codes` [B, caller codebooks], in place of `inputs.pcm`. A slot is
+        stepped either so or by `step`: the codec's memory of what was heard stays as it is. Raises ValueError."""
+        inputs.check(self._info, self._slots)
+        wanted = (len(inputs.slots), self._info.caller_codebooks)
+        if caller_codes.shape != wanted:
+            raise ValueError(f"step: caller_codes has shape {list(caller_codes.shape)}, not {list(wanted)}")
+        if caller_codes.size and not 0 <= caller_codes.min() <= caller_codes.max() < self._info.codebook_size:
+            raise ValueError(f"step: caller_codes must be from 0 to {self._info.codebook_size - 1}")
+        return self._step(inputs, caller_codes)
 
     @torch.inference_mode()
-    def _step(self, inputs: StepInputs) -> StepOutputs:
+    def _step(self, inputs: StepInputs, given_codes: Ints | None) -> StepOutputs:
         slots, fresh = inputs.slots.tolist(), inputs.fresh.tolist()
         count = len(slots)
-        frames = torch.zeros(bucket_of(count), self._info.frame_samples)
-        frames[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
-        pcm = to_device(frames, self.device)
         stages, info = self.stages, self._info
-        caller_codes = stages.encode(slots, fresh, pcm, info.caller_codebooks)
+        if given_codes is None:
+            frames = torch.zeros(bucket_of(count), info.frame_samples)
+            frames[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
+            caller_codes = stages.encode(slots, fresh, to_device(frames, self.device), info.caller_codebooks)
+        else:
+            caller_codes = self._packed(list(given_codes.T), bucket_of(count), torch.int64).t()
         generated = stages.generate(slots, fresh, caller_codes, self._controls(inputs))
         speaks = stages.generate_clock.positions[inputs.slots] > info.largest_delay
         if info.agent_codebooks == 0:

@@ -95,8 +95,21 @@ class UtteranceSpoken:
 
 
 @dataclass(frozen=True)
+class RecordingKept:
+    """The call's sound can be had, after its end: heard on the left, said on the right, from the call's sample 0 on."""
+
+    url: str  # or a file's path
+    codec: Literal["flac", "opus"]
+    seconds: float
+    bytes: int
+    lost_s: float  # that couldn't be written
+    paused_s: float
+    kind: Literal["recording"] = "recording"
+
+
+@dataclass(frozen=True)
 class CallEnded:
-    """The last event. `sip_status` is the final status sent or received; frames count the call's clock."""
+    """Nothing is said after it. `sip_status` is the final status sent or received; frames count the call's clock."""
 
     reason: EndReason
     side: Literal["local", "remote"]
@@ -109,7 +122,7 @@ class CallEnded:
     kind: Literal["ended"] = "ended"
 
 
-Event = CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallEnded
+Event = CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallEnded | RecordingKept
 
 
 class Series(NamedTuple):

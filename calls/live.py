@@ -30,7 +30,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from calls.connect import as_text, script
-from calls.events import CallEnded, Envelope, Event, Series, encode
+from calls.events import CallEnded, Envelope, Event, RecordingKept, Series, encode
 
 PARTITIONS = 16
 MAX_STREAM_ENTRIES = 65536
@@ -120,7 +120,8 @@ class _Partition:
 class EventWriter:
     """The one producer of events in a bridge process. Not thread-safe: everything on one loop.
 
-    `source` names this start of the process, without spaces; another start must take another name.
+    `source` names this start of the process, without spaces; another start must take another name. A call's last event
+    of a source is its end; what becomes of its recording afterwards comes from a writer with a name of its own.
     """
 
     def __init__(self, redis: Redis, source: str, *, kept_events: int, poll_s: float = 0.5) -> None:
@@ -152,7 +153,7 @@ class EventWriter:
         self._kept[key] = _Kept(number, encode(envelope))
         partition.unsent.append(key)
         held.next += 1
-        state.ended = state.ended or isinstance(event, CallEnded)
+        state.ended = state.ended or isinstance(event, CallEnded | RecordingKept)
         if len(self._kept) > 2 * self._bound:
             self._drop_oldest()
         self._wake.set()

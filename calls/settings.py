@@ -68,6 +68,13 @@ class Settings(BaseSettings):
     web_host: str = Field("127.0.0.1", description="address of the web role")
     web_port: Port = Field(8080, description="port of the web role")
 
+    # recordings
+    recording: Literal["on", "off"] = Field("on", description="whether calls are recorded, two channels each")
+    recording_codec: Literal["flac", "opus"] = Field("flac", description="what a recording becomes after its call: "
+                                                     "`flac` keeps each sample, `opus` takes a tenth of the room")
+    recordings_url: str | None = Field(None, description="where recordings are kept: a folder, or a URL that fsspec "
+                                       "knows (`s3://bucket/prefix`, with s3fs installed); none: beside the token logs")
+
     # events on their way to Postgres
     kept_events: int = Field(20000, ge=100, description="events a bridge keeps unsaved before it takes no new calls")
 
@@ -95,6 +102,10 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @property
+    def recordings(self) -> str:
+        return self.recordings_url or str(self.data_dir / "calls")
 
     @property
     def model_name(self) -> str:

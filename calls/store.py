@@ -48,11 +48,12 @@ from calls.events import (
     CallLeased,
     CallReceived,
     Envelope,
+    RecordingKept,
     Series,
     UtteranceSpoken,
     Word,
 )
-from calls.tables import Call, EventWatermark, Utterance, Version
+from calls.tables import Call, EventWatermark, Recording, Utterance, Version
 from calls.tables import Word as WordTable
 
 ANSWER_S = 30.0  # longest wait for one transaction
@@ -120,6 +121,20 @@ class UtteranceRow:
 
 
 @dataclass(frozen=True)
+class RecordingRow:
+    """Where a call's sound is kept."""
+
+    call: str
+    kept_at: datetime
+    url: str
+    codec: str
+    seconds: float
+    bytes: int
+    lost_s: float
+    paused_s: float
+
+
+@dataclass(frozen=True)
 class Match:
     """An utterance that a search found, and when its call was received."""
 
@@ -181,6 +196,7 @@ class Store:
             for kind in _CALL_EVENTS:
                 await _update_calls(connection, [each for each in envelopes if isinstance(each.event, kind)])
             await _write_utterances(connection, envelopes)
+            await _write_recordings(connection, envelopes)
             return await _advance_watermarks(connection, arrived, floors or {})
 
     async def call(self, id: str) -> CallRow | None:
@@ -212,6 +228,13 @@ class Store:
                     Word(row.text, row.first_k, row.last_k, row.start_s, row.end_s))
         return tuple(UtteranceRow(row.call_id, row.speaker, row.first_k, row.last_k, row.start_s, row.end_s,
                                      row.text, row.final, tuple(words.get(row.id, ()))) for row in rows)
+
+    async def recording(self, call: str) -> RecordingRow | None:
+        query = select(Recording.call_id, Recording.kept_at, Recording.url, Recording.codec, Recording.seconds,
+                       Recording.bytes, Recording.lost_s, Recording.paused_s).where(Recording.call_id == _clean(call))
+        async with self._transaction() as connection:
+            row = (await connection.execute(query)).first()
+        return RecordingRow(*row) if row else None
 
     async def search(self, text: str, limit: int = 50) -> tuple[Match, ...]:
         """Utterances that hold the words of `text` (quotes, `or` and `-` as in web searches), newest calls
@@ -324,6 +347,29 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
              for position, word in enumerate(spoken[call, speaker, first_k].words)]
     if words:
         await connection.execute(insert(WordTable), words)
+
+
+async def _write_recordings(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    newest: dict[str, Envelope] = {}
+    for each in envelopes:
+        if isinstance(each.event, RecordingKept):
+            call = _clean(each.call)
+            if call not in newest or _version(newest[call]) < _version(each):
+                newest[call] = each
+    if not newest:
+        return
+    values = []
+    for call, each in sorted(newest.items()):
+        assert isinstance(each.event, RecordingKept)
+        event = each.event
+        values.append({"call_id": call, "kept_at": each.at, "url": _clean(event.url), "codec": event.codec,
+                       "seconds": event.seconds, "bytes": event.bytes, "lost_s": event.lost_s,
+                       "paused_s": event.paused_s, "version": _version(each)})
+    rows: Insert = upsert(Recording).values(values)
+    changed = [name for name in values[0] if name != "call_id"]
+    await connection.execute(rows.on_conflict_do_update(
+        index_elements=[Recording.call_id], set_={name: rows.excluded[name] for name in changed},
+        where=_newer(Recording.version, rows.excluded.version)))
 
 
 async def _advance_watermarks(connection: AsyncConnection, arrived: Mapping[Series, set[int]],

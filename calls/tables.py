@@ -127,6 +127,25 @@ class Word(Base):
     __table_args__ = (CheckConstraint("position >= 0", name="words_position"),)
 
 
+class Recording(Base):
+    """A call's sound, two channels on the call's clock: heard on the left, said on the right."""
+
+    __tablename__ = "recordings"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True)
+    kept_at: Mapped[datetime]
+    url: Mapped[str]  # or a file's path
+    codec: Mapped[str]
+    seconds: Mapped[float]
+    bytes: Mapped[int]
+    lost_s: Mapped[float]
+    paused_s: Mapped[float]
+    version: Mapped[list[int]] = mapped_column(Version)
+
+    __table_args__ = (CheckConstraint("seconds >= 0 AND bytes >= 0 AND lost_s >= 0 AND paused_s >= 0",
+                                      name="recordings_sizes"),)
+
+
 class EventWatermark(Base):
     """Which events of a series are here: 1 to `sequence`, and those `ahead` of a gap."""
 

@@ -18,13 +18,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from media.audio import CHUNK_S, SILENT_CHUNK
+from media.audio import CHUNK_BYTES, CHUNK_S, SILENT_CHUNK
 from media.framing import Frame, Framer, leading_chunks
 from media.playout import IN_HAND_SHAKY, Counts, Heard, Playout
+from media.recorder import Taped
 
 log = logging.getLogger(__name__)
 
 FRAMES_WAITING = 3
+TAPE_WAITING = 500  # pieces, 10 s, of a recording; then the loop has stood still, and the oldest are lost
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Crossing:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, notify: Callable[[], None], boundary_at: float, *,
+        self, loop: asyncio.AbstractEventLoop, notify: Callable[[], None], boundary_at: float, *, taped: bool = False,
         monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
@@ -56,6 +58,8 @@ class Crossing:
         self._playout: Playout | None = None
         self._closed = False
         self._failed = False
+        self._tape: deque[Taped] | None = deque(maxlen=TAPE_WAITING) if taped else None
+        self._now = (0, SILENT_CHUNK)  # of the tick that goes on: its number, what is heard in it
         self.began: Began | None = None
         self.dropped = 0
 
@@ -68,7 +72,8 @@ class Crossing:
                 if self._closed:
                     return SILENT_CHUNK
                 playout = self._playout or self._begin()
-                return playout.pop()
+                self._now = playout.tick, playout.pop()
+                return self._now[1]
         except Exception:  # noqa: BLE001 - the clock thread's edge, logged
             self._fail()
             return SILENT_CHUNK
@@ -78,6 +83,10 @@ class Crossing:
         try:
             if self._framer is None or self._closed:
                 return
+            if chunk is None or len(chunk) != CHUNK_BYTES:
+                chunk = None
+            if self._tape is not None:
+                self._tape.append(Taped(*self._now, chunk or SILENT_CHUNK))
             frame = self._framer.push(chunk)
             if frame is not None:
                 waiting = len(self._frames)
@@ -120,6 +129,13 @@ class Crossing:
     def take_heard(self) -> list[Heard]:
         with self._lock:
             return self._playout.take_heard() if self._playout else []
+
+    def take_tape(self) -> list[Taped]:
+        """Both sides since the last time, for a recording; at most the last TAPE_WAITING pieces."""
+        pieces: list[Taped] = []
+        while self._tape:
+            pieces.append(self._tape.popleft())
+        return pieces
 
     def finish(self) -> None:
         """No frame of the agent's comes any more."""

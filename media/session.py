@@ -37,6 +37,7 @@ from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnav
 from calls.state import IllegalTransition, Signal, State, advance
 from media.audio import CHUNK_S
 from media.crossing import Crossing
+from media.recorder import RawRecording, Recorder, raw_path
 from media.token_log import TokenLog, token_log_path
 from media.utterances import Utterances
 from media.worker_link import WorkerLink, WorkerLost
@@ -78,11 +79,18 @@ class Events(Protocol):
     def emit(self, call: str, fence: int, event: Event, at: datetime | None = None) -> Envelope: ...
 
 
+class Keeps(Protocol):
+    """What a session needs of media.recordings.Keeper."""
+
+    def keep(self, raw: RawRecording, lost_s: float, paused_s: float) -> None: ...
+
+
 @dataclass(frozen=True)
 class SessionSettings:
     lease_s: float
     data_dir: Path  # the token log goes into its folder `calls`
     kept_steps: int = 3000  # of the token log: the length of the longest context
+    records: bool = False  # from the answer on
 
 
 @dataclass(frozen=True)
@@ -97,15 +105,17 @@ class Session:
 
     def __init__(
         self, call: str, received: CallReceived, model: str, *, leases: Leases, events: Events,
-        settings: SessionSettings,
+        settings: SessionSettings, recordings: Keeps | None = None,
     ) -> None:
-        """A call has come in: says so as its first event."""
+        """A call has come in: says so as its first event. `recordings` takes the recording at the end."""
         self.call = call
         self.model = model
         self.state = State.RINGING
         self._leases = leases
         self._events = events
         self._settings = settings
+        self._recordings = recordings
+        self._recorder: Recorder | None = None
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._why: _Why | None = None
@@ -160,7 +170,9 @@ class Session:
         assert self._link is not None
         self.state = advance(self.state, Signal.ANSWERED)
         self._codec = codec
-        self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at)
+        self._recorder = self._new_recorder()
+        self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at,
+                                  taped=self._recorder is not None)
         self._beside.append(self._spawn(self._pump(self._crossing, self._link)))
         return self._crossing
 
@@ -173,6 +185,17 @@ class Session:
         if self.state in (State.DRAINING, State.ENDED):
             return
         self._signal(Signal.END, _Why(reason, "local", detail))
+
+    def pause_recording(self) -> None:
+        """Both sides are silent in the recording, until `resume_recording`."""
+        if self._recorder is not None:
+            self._record(self._recorder)
+            self._recorder.pause()
+
+    def resume_recording(self) -> None:
+        if self._recorder is not None:
+            self._record(self._recorder)
+            self._recorder.resume()
 
     @property
     def has_ended(self) -> bool:
@@ -267,6 +290,21 @@ class Session:
                     self._last_sent_k = frame.k
                     await asyncio.sleep(0)  # lets the link take it, so that the next one doesn't replace it
             self._note_heard(crossing)
+            if self._recorder is not None:
+                self._record(self._recorder)
+
+    def _new_recorder(self) -> Recorder | None:
+        if not self._settings.records or self._recordings is None:
+            return None
+        try:
+            return Recorder(raw_path(self._settings.data_dir, self.call), self.call, self._fence)
+        except OSError as error:
+            log.error("call %s isn't recorded: %s", self.call, error)
+            return None
+
+    def _record(self, recorder: Recorder) -> None:
+        if self._crossing is not None:
+            recorder.take(self._crossing.take_tape())
 
     def _say_answered(self, crossing: Crossing) -> None:
         if self._answered_at is None and crossing.began is not None:
@@ -366,6 +404,13 @@ class Session:
             with contextlib.suppress(RoutingUnavailable):  # then it runs out
                 await self._leases.release(self._lease)
         await self._write_token_log()
+        await self._keep_recording()
+
+    async def _keep_recording(self) -> None:
+        if self._recorder is not None and self._recordings is not None:
+            self._record(self._recorder)
+            raw = await self._recorder.finish()
+            self._recordings.keep(raw, self._recorder.lost_s, self._recorder.paused_s)
 
     async def _leave_worker(self) -> None:
         if self._preparing is not None:

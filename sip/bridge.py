@@ -18,6 +18,7 @@ from calls.events import CallEnded, CallReceived, EndReason
 from calls.live import EventWriter
 from calls.routing import BridgeRegistry, Refusal, Router, RoutingUnavailable
 from calls.settings import Settings
+from media.recordings import Keeper, Storage
 from media.session import Overloaded, Session, SessionSettings
 from sip.accounts import DEFAULT_AGENT, LocalAccount, Route, account_config, route
 from sip.addresses import address_of, call_id, request_uri
@@ -26,6 +27,7 @@ from sip.endpoint import Endpoint, EndpointSettings
 
 log = logging.getLogger(__name__)
 
+RECORDINGS_DRAIN_S = 10.0  # at the end, for the last recordings to be kept
 EVENTS_DRAIN_S = 5.0  # at the end, for the last events to reach Redis
 LAST_CALLS_S = 6.0  # for calls that we end to say goodbye
 LAST_WORDS_S = 3.0  # for what still talks to Redis then
@@ -49,6 +51,8 @@ class Bridge:
         self._events = EventWriter(redis, self.name, kept_events=settings.kept_events)
         self._router = Router(redis, secret, lease_s=settings.lease_s)
         self._registry = BridgeRegistry(redis, expiry_s=settings.expiry_s)
+        self._afterwards = EventWriter(redis, f"{self.name}-recordings", kept_events=settings.kept_events)
+        self._recordings = Keeper(Storage(settings.recordings), settings.recording_codec, self._afterwards)
         self._account: LocalAccount
         self._legs: set[Leg] = set()  # all that the library still knows
         self._calls: dict[SipCall, asyncio.Task[None]] = {}
@@ -62,18 +66,23 @@ class Bridge:
         """Serve; `ready` is told the SIP port. Raises EndpointError when it can't start."""
         await self.endpoint.start(self._rejected)
         await self.endpoint.command(self._open_account)
-        sending, beating = asyncio.create_task(self._events.run()), asyncio.create_task(self._heart())
+        writers = (self._events, self._afterwards)
+        sending = [asyncio.create_task(writer.run()) for writer in writers]
+        beating = asyncio.create_task(self._heart())
         ready(self.endpoint.port)
         log.info("SIP on %s:%d, UDP and TCP, %d calls at a time", self._settings.sip_host, self.endpoint.port,
                  self.endpoint.capacity)
         await self._stop.wait()
         await self._drain()
-        unsent = await self._events.drain(EVENTS_DRAIN_S)
+        if unkept := await self._recordings.drain(RECORDINGS_DRAIN_S):
+            log.warning("%d recordings are left for the persister to keep", unkept)
+        unsent = sum(await asyncio.gather(*(writer.drain(EVENTS_DRAIN_S) for writer in writers)))
         if unsent:
             log.error("%d events could not be sent and are lost", unsent)
         self._over.set()
-        sending.cancel()
-        await asyncio.wait((sending, beating), timeout=LAST_WORDS_S)
+        for task in sending:
+            task.cancel()
+        await asyncio.wait((*sending, beating), timeout=LAST_WORDS_S)
         with contextlib.suppress(RoutingUnavailable):
             await self._registry.leave(self.name)
         await self.endpoint.stop()
@@ -109,7 +118,8 @@ class Bridge:
         way = route(callee, self._settings.model_name)
         session = Session(
             uuid.uuid4().hex, self._received(message, caller, callee, way), way.model, leases=self._router,
-            events=self._events, settings=SessionSettings(self._settings.lease_s, self._settings.data_dir))
+            events=self._events, recordings=self._recordings, settings=SessionSettings(
+                self._settings.lease_s, self._settings.data_dir, records=self._settings.recording == "on"))
         call = SipCall(leg, session, self.endpoint, self._settings.retry_after_s)
         refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else None
         log.info("call %s from %s to %s", session.call, address_of(caller), callee)
@@ -125,7 +135,7 @@ class Bridge:
 
     def _is_due(self) -> bool:
         """Whether this process should make room for a fresh one, and nobody would notice."""
-        idle = not self._calls and not self._legs and not self._events.unsent
+        idle = not self._calls and not self._legs and not self._recordings.busy and not self._events.unsent
         return idle and self._served >= self._settings.sip_recycle_calls
 
     def _forget(self, leg: Leg) -> None:

@@ -42,6 +42,9 @@ async def _show(settings: Settings, call_id: str) -> None:
         if row.frames is not None:
             print(f"frames {row.frames}  dropped {row.frames_dropped}  missing {row.frames_missing}  "
                   f"underruns {row.underruns}")
+        if (kept := await store.recording(row.id)) is not None:
+            print(f"recording {kept.url}  {kept.seconds:.1f} s  {kept.codec}  lost {kept.lost_s:g} s  "
+                  f"paused {kept.paused_s:g} s")
         for utterance in await store.utterances(row.id):
             print(f"{utterance.start_s:8.2f} {utterance.end_s:8.2f}  {utterance.speaker}: {utterance.text}")
 

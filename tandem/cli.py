@@ -123,6 +123,27 @@ def call_show(call_id: Annotated[str, typer.Argument(help="a call's id, from `ta
     show_call(load_settings(), call_id)
 
 
+@call.command("replay")
+def call_replay(
+    call_id: Annotated[str, typer.Argument(help="a call's id, from `tandem call list`")],
+    out: Annotated[Path, typer.Argument(help="where the agent's sound goes, a .wav")],
+    what_if: Annotated[float | None, typer.Option(min=0, help="second from which on the model is free again")] = None,
+    speak: Annotated[bool, typer.Option("--speak", help="make it speak there")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="hold its tongue from there on")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of its draws from there on")] = 0,
+    text_temperature: Annotated[float | None, typer.Option(min=0, max=5, help="from there on")] = None,
+    pad_bias: Annotated[float, typer.Option(min=-100, max=100, help="from there on; above 0 it speaks less")] = 0.0,
+) -> None:
+    """A call's agent again, from its token log; or what it would have said from some second on."""
+    from agent.replay import Hand
+    from tandem.replay_command import replay_call
+
+    if speak and hold:
+        raise UserError("--speak and --hold: give one of them")
+    hand = Hand.SPEAK if speak else Hand.HOLD if hold else Hand.NONE
+    replay_call(load_settings(), call_id, out, what_if, hand, seed, text_temperature, pad_bias)
+
+
 @train.command("data")
 def train_data(
     folder: Annotated[Path, typer.Argument(help="where the calls go; what is there already is kept")],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import secrets
 import signal
+import socket
 from collections.abc import Callable
 
 import uvicorn
@@ -17,11 +19,15 @@ from agent.moshi.text import TokenizerError
 from agent.worker import Worker
 from calls import persist
 from calls.connect import open_redis
+from calls.live import EventWriter
 from calls.settings import PREFIX, Settings, SettingsError
+from media.recordings import Keeper, Storage, StorageError, keep_orphans
 from sip import pool
 from sip.addresses import EndpointError
 from tandem import log
 from tandem.errors import told_in_one_line
+
+LAST_EVENTS_S = 5.0  # at the end of a role, for its last events to reach Redis
 
 
 def worker(settings: Settings) -> None:
@@ -40,6 +46,7 @@ def worker(settings: Settings) -> None:
 
 def sip(settings: Settings) -> None:
     redis_url(settings), secret(settings)
+    _check_storage(settings)
     with told_in_one_line(EndpointError):
         pool.run(settings, functools.partial(log.configure, "sip", settings.log_level))
 
@@ -60,10 +67,32 @@ def persister(settings: Settings) -> None:
     async def run() -> None:
         stop = asyncio.Event()
         _on_signal(stop.set)
-        await persist.run(settings, stop)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(persist.run(settings, stop))
+            both.create_task(_keep_orphans(settings, stop))
 
     redis_url(settings), database_url(settings)
+    _check_storage(settings)
     asyncio.run(run())
+
+
+async def _keep_orphans(settings: Settings, stop: asyncio.Event) -> None:
+    """The recordings of bridges that died, as far as their files are on this machine."""
+    async with _redis(settings) as redis:
+        events = EventWriter(redis, f"{socket.gethostname()}-persist-{secrets.token_hex(4)}-recordings",
+                             kept_events=settings.kept_events)
+        keeper = Keeper(Storage(settings.recordings), settings.recording_codec, events)
+        sending = asyncio.create_task(events.run())
+        await keep_orphans(settings.data_dir, keeper, stop)
+        await keeper.drain(settings.drain_s)
+        await events.drain(LAST_EVENTS_S)
+        sending.cancel()
+        await asyncio.wait((sending,), timeout=LAST_EVENTS_S)
+
+
+def _check_storage(settings: Settings) -> None:
+    with told_in_one_line(StorageError):
+        Storage(settings.recordings).check()
 
 
 def redis_url(settings: Settings) -> str:

@@ -17,6 +17,8 @@ from agent.moshi.layers import linear
 
 _BLOCK_FLOATS, _BLOCK_POSITIONS = 48, 16  # of a signal that is cut into blocks, where its convolution looks back less
 
+_WIDE = 128  # channels
+
 
 class Nested(nn.Module):
     """A module under a dotted name: official checkpoints wrap their convolutions two and three times."""
@@ -58,6 +60,9 @@ class CausalConv(nn.Module):
 
         history [B, history, inputs], x [B, T, inputs] -> [B, T / stride, outputs].
         """
+        if self.stride == self.dilation == 1 and self.inputs >= _WIDE:  # few positions, and a block's matrix is big
+            windows = torch.cat([history.to(x.dtype), x], dim=1).unfold(1, self.kernel, 1)
+            return linear(windows.flatten(2), self.weight.reshape(self.outputs, -1), self.bias)
         steps = x.shape[1] // self.stride
         outputs = max(-(-self.history // self.stride),  # of a block
                       min(_BLOCK_FLOATS // self.inputs, _BLOCK_POSITIONS) // self.stride, 1)

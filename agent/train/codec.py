@@ -2,21 +2,23 @@
 
 In the paper the first codebook is taught a speech model's features. Here the encoder is taught the phones and the
 words themselves, through the codebooks, by callers over all kinds of lines; and of sound only the agent's is decoded,
-the only one that anybody hears decoded. All at once: the spectral losses count little, so that the encoder learns to
-hear first; for the decoder, whose steps Adam scales, any weight is the same.
+the only one that anybody hears decoded. All at once, and balanced where it meets, at the codes: there the gradient of
+the sound is made as large as that of what is told (as Defossez et al. 2022 balance their losses), or one would drown
+the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.moshi.config import PAD_TOKEN, MimiConfig
@@ -29,15 +31,20 @@ from agent.train import codebooks
 from agent.train.codec_data import Batch, read_stretches
 from agent.train.codec_loss import SpectralLoss
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME, SILENCE
-from agent.train.trainer import Task, Team
+from agent.train.trainer import Task, Team, TrainingError
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"
+# The decoder's names: at the rate at which an encoder learns to hear, its sound gets worse for as long as the rate is
+# high, since all samples hang on its last few weights.
+DECODER = ("mimi.decoder", "mimi.upsample")
 
 _LAYER_SCALE = 0.1
+_NEW_LAYER = 0.01  # the same of a layer that is added to a trained codec
 _LOUDNESS = 0.03  # standard deviation of the sound that the untrained decoder makes
 _BIAS = 0.1  # without any, digital silence stays zero up to the norms, whose gradient there is without bound
 _BRANCH = 0.5  # of what a residual branch adds, the rest of the signal being 1
 _KMEANS_BATCHES = 20
+_BALANCE_DECAY = 0.98
 _HELD_OUT_BATCHES = 8
 
 
@@ -52,13 +59,14 @@ class CodecSpec:
     batch: int = 8
     frames: int = 50  # of a stretch
     agent_share: float = 0.2  # of the stretches: whose sound is decoded
-    unquantised_steps: int = 300
+    unquantised_steps: int = 200
     all_codebooks: float = 0.8  # of the stretches; the others use their first few
     phones: float = 1.0  # of the loss: from the first codebook, and from all
     words: float = 1.0  # of the loss: from all codebooks
     unquantised: float = 0.5  # of the loss: both from the latents, whose gradient doesn't pass through codebooks
-    commitment: float = 0.25
-    sound: float = 0.03
+    commitment: float = 0.5
+    sound: float = 1.0  # of what the encoder is told, a frame of the agent's: against what is asked of it otherwise
+    begin: Path | None = None  # the folder of a codec to go on from; it may have fewer layers
 
 
 def make_task(team: Team, spec: CodecSpec) -> Task:
@@ -78,21 +86,27 @@ class _CodecTask:
         self.held_out = read_stretches([spec.held_out], spec.frames, tokenizer, spec.agent_share) \
             if team.rank == 0 else None
         self.loss_of = SpectralLoss().to(team.device)
+        self.balance = Balance()
         self.module = nn.ModuleDict({"mimi": self.mimi, "phones": self.phones, "words": self.words}).to(team.device)
         generator = torch.Generator().manual_seed(0)
         initialise(self.mimi, self.calls.draw(16, generator).pcm.to(team.device), generator)
+        if spec.begin is not None:
+            begin_with(self.mimi, load_codec(spec.begin))
         self.mimi.requires_grad_(True)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
-        if step == spec.unquantised_steps:
+        unquantised_steps = 0 if spec.begin is not None else spec.unquantised_steps
+        if step == unquantised_steps and spec.begin is None:
             self._begin_codebooks()
         count = max(1, spec.batch // self.team.size)
-        batch = self.calls.draw(count, generator).to(self.team.device)
+        share = count * spec.agent_share  # as many in each process, so that none waits for the other
+        agents = int((step + 1) * share) - int(step * share)
+        batch = self.calls.draw(count, generator, agents).to(self.team.device)
         with torch.autocast(self.team.device.type, torch.bfloat16):
             latents = self.mimi.latents(batch.pcm)
         latents = latents.float()
-        if step < spec.unquantised_steps:
+        if step < unquantised_steps:
             distance = torch.zeros((), device=latents.device)
             passed, first = codebooks.unquantised(self.mimi.quantizer, latents)
         else:
@@ -102,9 +116,10 @@ class _CodecTask:
             used = torch.where(whole, rest, few).to(latents.device)
             passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, step, self.team,
                                                           generator)
+        heard = self.balance.followed("told", passed)
         told = {name: self._phones(name, x, batch) for name, x in (("latents", latents), ("first", first),
-                                                                    ("all", passed))}
-        said = {name: self._words(name, x, batch) for name, x in (("latents", latents), ("all", passed))}
+                                                                    ("all", heard))}
+        said = {name: self._words(name, x, batch) for name, x in (("latents", latents), ("all", heard))}
         total = (spec.phones * (told["first"][0] + told["all"][0]) + spec.words * said["all"][0]
                  + spec.unquantised * (spec.phones * told["latents"][0] + spec.words * said["latents"][0])
                  + spec.commitment * distance)
@@ -113,9 +128,9 @@ class _CodecTask:
                    "words_loss": said["all"][0].item(), "words": said["all"][1]}
         if bool(batch.agent.any()):
             with torch.autocast(self.team.device.type, torch.bfloat16):
-                decoded = self.mimi.sound(passed[batch.agent])
+                decoded = self.mimi.sound(self.balance.balanced("sound", passed[batch.agent], "told", spec.sound))
             sound, of_sound = self._sound(decoded.float(), batch.pcm[batch.agent])
-            total = total + spec.sound * sound
+            total = total + sound
             figures |= of_sound
         return total, figures
 
@@ -184,6 +199,66 @@ class _CodecTask:
         codebooks.begin(self.mimi.quantizer, torch.cat(latents), self.team, generator)
 
 
+def load_codec(folder: Path) -> Mimi:
+    """What `export` wrote. Raises TrainingError."""
+    try:
+        mimi = Mimi(MimiConfig.from_dict(json.loads((folder / CONFIG).read_text())))
+        mimi.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
+    return mimi
+
+
+@torch.no_grad()
+def begin_with(mimi: Mimi, trained: Mimi) -> None:
+    """Go on from a trained codec with the same convolutions and codebooks. Transformer layers that it doesn't have
+    begin by changing next to nothing. Raises TrainingError where another part differs."""
+    theirs = trained.state_dict()
+    for name, tensor in mimi.state_dict().items():
+        if name in theirs and theirs[name].shape == tensor.shape:
+            tensor.copy_(theirs[name])
+        elif name in theirs or "_transformer." not in name:
+            raise TrainingError(f"the codec to go on from has another {name}")
+        elif ".layer_scale_" in name:
+            tensor.fill_(_NEW_LAYER)
+
+
+class Balance:
+    """Keeps the gradients of several losses at one tensor in proportion, by how large each was lately."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, float] = {}
+
+    def followed(self, name: str, x: Tensor) -> Tensor:
+        """x [B, frames, dimension], whose gradient from what uses this is remembered under `name`."""
+        return self._hooked(x, lambda gradient: self._follow(name, gradient))
+
+    def balanced(self, name: str, x: Tensor, against: str, share: float) -> Tensor:
+        """x, whose gradient from what uses this is made `share` times as large, a frame, as that of `against`."""
+        def scale(gradient: Tensor) -> Tensor:
+            size = self._note(name, gradient)
+            return gradient * (share * self._sizes.get(against, size) / (size + 1e-12))
+
+        return self._hooked(x, scale)
+
+    def _follow(self, name: str, gradient: Tensor) -> None:
+        self._note(name, gradient)
+
+    def _note(self, name: str, gradient: Tensor) -> float:
+        """Its root mean square over frames, as a running mean."""
+        size = float(gradient.float().square().sum(-1).mean().sqrt())
+        before = self._sizes.get(name, size)
+        self._sizes[name] = _BALANCE_DECAY * before + (1 - _BALANCE_DECAY) * size
+        return self._sizes[name]
+
+    @staticmethod
+    def _hooked(x: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Tensor:
+        y = x * 1
+        if y.requires_grad:
+            y.register_hook(hook)
+        return y
+
+
 @torch.no_grad()
 def initialise(mimi: Mimi, pcm: Tensor, generator: torch.Generator) -> None:
     """Weights with which sound passes at an even level: orthogonal ones, scaled layer by layer to an output of standard
@@ -225,4 +300,4 @@ def initialise(mimi: Mimi, pcm: Tensor, generator: torch.Generator) -> None:
         hook.remove()
 
 
-__all__ = ["CONFIG", "WEIGHTS", "CodecSpec", "initialise", "make_task"]
+__all__ = ["CONFIG", "WEIGHTS", "CodecSpec", "begin_with", "initialise", "load_codec", "make_task"]

@@ -50,13 +50,14 @@ class Stretches:
     frames: int
     agent_share: float = 0.5
 
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
+    def draw(self, count: int, generator: torch.Generator, agents: int | None = None) -> Batch:
+        """`agents` of the `count` are the agent's; by chance, where that isn't said."""
         random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-        drawn = zip(*(self._one(random) for _ in range(count)), strict=True)
+        agent = random.random(count) < self.agent_share if agents is None else np.arange(count) < agents
+        drawn = zip(*(self._one("agent" if side else "caller", random) for side in agent), strict=True)
         return Batch(*(torch.from_numpy(np.stack(part)) for part in drawn))
 
-    def _one(self, random: np.random.Generator) -> tuple[np.ndarray, ...]:
-        side: Speaker = "agent" if random.random() < self.agent_share else "caller"
+    def _one(self, side: Speaker, random: np.random.Generator) -> tuple[np.ndarray, ...]:
         sides = self.tracks[side]
         track = sides[int(random.integers(len(sides)))]
         length = self.frames * FRAME_SAMPLES

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from agent.moshi.config import MimiConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
 from agent.moshi.mimi import Mimi
-from agent.train.codec import CONFIG, WEIGHTS
-from agent.train.trainer import TrainingError
 
 _RESIDUAL = 0.5  # of what a residual branch adds, divided among the layers
 _CODE = 0.5  # of what one of many codes adds to the sum that the model reads, the text's being 1
@@ -36,16 +28,6 @@ def initialise(lm: LanguageModel, generator: torch.Generator) -> None:
             stack = config.depth if name.startswith("depformer.") and config.depth else config.temporal
             std *= _RESIDUAL * stack.layers ** -0.5
         nn.init.normal_(weight, std=std, generator=generator)
-
-
-def load_codec(folder: Path) -> Mimi:
-    """What codec.py exported. Raises TrainingError."""
-    try:
-        mimi = Mimi(MimiConfig.from_dict(json.loads((folder / CONFIG).read_text())))
-        mimi.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
-    return mimi
 
 
 @torch.no_grad()

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
+from agent.train.codec import load_codec
 from agent.train.domain.reader import load
-from agent.train.initial import hear_likeness, initialise, load_codec
+from agent.train.initial import hear_likeness, initialise
 from agent.train.lm_data import Batch, Calls
 from agent.train.tokens import NO_INTENT, Tokens
 from agent.train.trainer import Task, Team

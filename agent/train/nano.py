@@ -28,20 +28,21 @@ from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, processes_for, train
 
 CODEBOOKS, CARD = 8, 512
+BEGIN = Path(__file__).parents[2] / "models" / "nano"  # the codec before this one, with whose convolutions it begins
 
 MIMI: Mapping[str, Any] = {
     "sample_rate": 24000, "channels": 1, "frame_rate": 12.5,
     "seanet": {
-        "channels": 1, "dimension": 256, "causal": True, "n_filters": 12, "n_residual_layers": 1, "activation": "ELU",
+        "channels": 1, "dimension": 128, "causal": True, "n_filters": 12, "n_residual_layers": 1, "activation": "ELU",
         "compress": 2, "dilation_base": 2, "disable_norm_outer_blocks": 0, "kernel_size": 7,
         "residual_kernel_size": 3, "last_kernel_size": 3, "norm": "none", "pad_mode": "constant",
         "ratios": [8, 6, 5, 4], "true_skip": True},
     "quantizer": {
-        "dimension": 64, "n_q": CODEBOOKS, "bins": CARD, "input_dimension": 256, "output_dimension": 256},
+        "dimension": 64, "n_q": CODEBOOKS, "bins": CARD, "input_dimension": 128, "output_dimension": 128},
     "transformer": {
-        "d_model": 256, "num_heads": 8, "num_layers": 4, "causal": True, "layer_scale": 0.1, "context": 100,
+        "d_model": 128, "num_heads": 4, "num_layers": 6, "causal": True, "layer_scale": 0.1, "context": 100,
         "conv_layout": True, "max_period": 10000, "gating": "none", "norm": "layer_norm",
-        "positional_embedding": "rope", "dim_feedforward": 1024, "input_dimension": 256, "output_dimensions": [256]},
+        "positional_embedding": "rope", "dim_feedforward": 512, "input_dimension": 128, "output_dimensions": [128]},
 }
 LM: Mapping[str, Any] = {
     "dim": 256, "text_card": PIECES, "existing_text_padding_id": PAD_TOKEN, "n_q": 2 * CODEBOOKS, "dep_q": CODEBOOKS,
@@ -84,12 +85,13 @@ class NanoRecipe:
 
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
-    codec_steps: int = 7000
+    codec_steps: int = 5000
     stt_steps: int = 3000
     lm_steps: int = 3000
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
+    codec_begin: Path | None = BEGIN if BEGIN.exists() else None
     codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
     lm_spec: Mapping[str, Any] = field(default_factory=dict)
     stt_spec: Mapping[str, Any] = field(default_factory=lambda: {
@@ -97,8 +99,8 @@ class NanoRecipe:
 
 
 def codec_plan(steps: int, seed: int, processes: int, device: str) -> Plan:
-    return Plan(steps, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=1.0,
-                seed=seed, processes=processes, device=device)
+    return Plan(steps, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=5.0,
+                slow=codec.DECODER, seed=seed, processes=processes, device=device)
 
 
 STAGES = ("data", "codec", "tokens", "lm", "stt")
@@ -150,7 +152,8 @@ class _Work:
         if not self._tokenizer.exists():
             train_tokenizer(self._tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
         spec = codec.CodecSpec(self.recipe.mimi, tuple(map(self._calls, (*self._whole_calls(), CALLERS))),
-                               self._calls(HELD_OUT), self._tokenizer, **self.recipe.codec_spec)
+                               self._calls(HELD_OUT), self._tokenizer, begin=self.recipe.codec_begin,
+                               **self.recipe.codec_spec)
         plan = codec_plan(self.recipe.codec_steps, self.recipe.seed, self.processes, self.device)
         train(codec.make_task, spec, plan, self.folder / "codec", self.tell)
         self._take("codec", codec.CONFIG, codec.WEIGHTS)

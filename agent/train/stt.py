@@ -25,7 +25,8 @@ from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import PAUSES_S, CallerWords, Transcriber, lag_of, transcribe
 from agent.train.codec import CONFIG as MIMI_CONFIG
 from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
-from agent.train.initial import hear_likeness, initialise, load_codec
+from agent.train.codec import load_codec
+from agent.train.initial import hear_likeness, initialise
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
 from agent.train.stt_data import UNKNOWN, CallerSides, Windows
 from agent.train.tokens import NO_PHONE, CallTokens, Tokens

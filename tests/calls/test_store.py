@@ -25,12 +25,13 @@ from calls.events import (
     EndReason,
     Envelope,
     Event,
+    RecordingKept,
     Series,
     Speaker,
     UtteranceSpoken,
     Word,
 )
-from calls.store import CallRow, DatabaseAway, Refused, Store, StoreError, advance, upgrade
+from calls.store import CallRow, DatabaseAway, RecordingRow, Refused, Store, StoreError, advance, upgrade
 from calls.tables import Base
 
 AT = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
@@ -279,3 +280,20 @@ def test_the_watermark_covers_exactly_what_has_come_without_a_gap(
     assert all(each in arrived for each in range(max(sequence, floor - 1) + 1, mark + 1))
     assert mark + 1 not in arrived
     assert ahead == sorted({each for each in arrived if each > mark})
+
+
+async def test_a_recording_has_a_row_whichever_event_comes_first(store: Store) -> None:
+    kept = RecordingKept("s3://bucket/call.flac", "flac", 61.5, 1_000_000, 0.0, 2.5)
+    later = Envelope("call", "bridge-recordings", 1, 1, AT + timedelta(seconds=90), kept)
+    await store.apply([later])
+    for _ in range(2):
+        await store.apply([envelope(RECEIVED, 1, fence=0), envelope(ENDED, 1), later])
+    assert await store.recording("call") == RecordingRow(
+        "call", AT + timedelta(seconds=90), "s3://bucket/call.flac", "flac", 61.5, 1_000_000, 0.0, 2.5)
+    elsewhere = replace(later, fence=2, event=replace(kept, url="kept/call.flac"))
+    await store.apply([elsewhere])
+    await store.apply([later])
+    row = await store.recording("call")
+    assert row is not None
+    assert row.url == "kept/call.flac"
+    assert await store.recording("another") is None

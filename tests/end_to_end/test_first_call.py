@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -20,8 +21,9 @@ from served import Served
 
 from agent.moshi.checkpoint import load_model
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
-from calls.store import CallRow, Store
-from media.audio import FRAME_S, SAMPLE_RATE, Samples, read_audio
+from calls.store import CallRow, RecordingRow, Store
+from media.audio import CHUNK, FRAME_S, SAMPLE_RATE, Samples, from_pcm16, read_audio
+from media.telephone import PhoneLine, over_phone
 from media.token_log import read_token_log, token_log_path
 from sip.phone import PhoneError, measure_return, phone
 from tandem.embedded import running_postgres
@@ -117,6 +119,45 @@ async def test_an_ordinary_phone_talks_with_the_agent_for_half_a_minute(served: 
         assert word.start_s == pytest.approx(heard_s, abs=0.08)
     assert row.id in {match.call for match in found}
 
+    # the recording: what baresip got on the left, what it sent on the right, words at their sound
+    recording = await _recording(served, row.id)
+    assert (recording.codec, recording.lost_s, recording.paused_s) == ("flac", 0, 0)
+    heard, said = _sides(recording)
+    assert len(heard) == CHUNK * round(len(heard) / CHUNK)
+    assert recording.seconds == len(heard) / SAMPLE_RATE == pytest.approx(talked_s, abs=0.3)
+    _, correlation = measure_return(_low_pass(heard, 3400), _low_pass(received, 3400))
+    assert correlation is not None
+    assert correlation > 0.98
+    _, correlation = measure_return(_phone_band(read_audio(play)), said)
+    assert correlation is not None
+    assert correlation > 0.95
+    assert f"recording {recording.url}  " in served.tandem("call", "show", row.id).stdout
+
+
+async def _recording(served: Served, call: str) -> RecordingRow:
+    store = Store(running_postgres(served.folder / "data"))
+    try:
+        async with asyncio.timeout(20):
+            while (row := await store.recording(call)) is None:
+                await asyncio.sleep(0.1)
+            return row
+    finally:
+        await store.close()
+
+
+def _sides(recording: RecordingRow) -> tuple[Samples, Samples]:
+    """What was heard and what was said."""
+    with av.open(recording.url) as file:
+        [stream] = file.streams.audio
+        assert (stream.rate, stream.layout.name) == (SAMPLE_RATE, "stereo")
+        samples = np.concatenate([frame.to_ndarray().reshape(-1, 2) for frame in file.decode(stream)])
+    heard, said = (from_pcm16(np.ascontiguousarray(side).tobytes()) for side in samples.T)
+    return heard, said
+
+
+def _phone_band(samples: Samples) -> Samples:
+    return over_phone(samples, PhoneLine(), np.random.default_rng(0))
+
 
 def _what_the_worker_did(served: Served, call: str) -> tuple[Samples, list[TimedWord], float]:
     """From the token log, which ends with what was heard: the agent's sound, the words that were over by then, and
@@ -199,6 +240,25 @@ async def test_a_slot_is_free_again_when_its_bridge_dies_and_the_next_call_is_se
     cut.exception()
     calls = [asyncio.create_task(phone(served.uri("echo"), seconds=1)) for _ in range(2)]  # as many as it has slots
     assert [report.status for report in await asyncio.gather(*calls)] == [200, 200]
+
+
+async def test_the_recording_of_a_bridge_that_dies_is_kept_by_the_persister(served: Served) -> None:
+    [role] = [child for child in psutil.Process(served.process.pid).children() if "sip" in child.cmdline()]
+    [bridge] = [child for child in role.children() if any("spawn_main" in part for part in child.cmdline())]
+    cut = asyncio.create_task(phone(served.uri("recorded-echo"), seconds=6))
+    folder = served.folder / "data" / "calls"
+    async with asyncio.timeout(15):
+        while not (raw := [path for path in folder.glob("*.raw") if path.stat().st_size > 3 * SAMPLE_RATE * 4]):
+            await asyncio.sleep(0.1)
+    bridge.kill()
+    recording = await _recording(served, raw[0].stem)
+    assert 3 <= recording.seconds < 8
+    assert len(_sides(recording)[0]) == recording.seconds * SAMPLE_RATE
+    assert not raw[0].exists()
+    await asyncio.wait([cut])
+    cut.exception()
+    report = await phone(served.uri("echo"), seconds=1)  # the next process is there
+    assert report.status == 200
 
 
 async def test_calls_can_be_listed_and_shown(served: Served) -> None:

@@ -12,8 +12,9 @@ from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, EndR
 from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
 from calls.state import State
 from media import session as session_module
-from media.audio import CHUNK, CHUNK_BYTES, CHUNK_S, FRAME_S
+from media.audio import CHUNK, CHUNK_BYTES, CHUNK_S, CHUNKS_PER_FRAME, FRAME_S
 from media.crossing import Crossing
+from media.recorder import RawRecording
 from media.session import Overloaded, Session, SessionSettings
 from media.token_log import read_token_log, token_log_path
 
@@ -36,6 +37,26 @@ class Transport:
             self.ticks += 1
 
 
+class Kept:
+    """Takes what was recorded, as media.recordings.Keeper does."""
+
+    def __init__(self) -> None:
+        self.raw: list[RawRecording] = []
+        self.paused_s = 0.0
+
+    def keep(self, raw: RawRecording, lost_s: float, paused_s: float) -> None:
+        assert lost_s == 0
+        self.raw.append(raw)
+        self.paused_s = paused_s
+
+    @property
+    def sides(self) -> tuple[np.ndarray, np.ndarray]:
+        """What was heard and what was said: int16 [pieces, CHUNK] each."""
+        [raw] = self.raw
+        heard, said = np.concatenate(list(raw.blocks())).T.reshape(2, -1, CHUNK)
+        return heard, said
+
+
 class Bench:
     """One session with all its surroundings."""
 
@@ -45,10 +66,12 @@ class Bench:
         self.events = FakeEvents()
         self.data_dir = tmp_path
         self.lease_s = 60.0
+        self.recordings: Kept | None = None
 
     def session(self) -> Session:
-        settings = SessionSettings(self.lease_s, self.data_dir)
-        return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings)
+        settings = SessionSettings(self.lease_s, self.data_dir, records=self.recordings is not None)
+        return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings,
+                       recordings=self.recordings)
 
     async def talking(self) -> tuple[Session, Transport]:
         session = self.session()
@@ -385,3 +408,54 @@ async def test_a_fault_of_ours_ends_this_call_and_is_logged(
     assert any("call-1" in record.message for record in caplog.records)
 
 
+
+
+async def test_a_recording_holds_what_was_heard_and_said_each_at_its_sample(bench: Bench) -> None:
+    bench.recordings = Kept()
+    session, transport = await bench.talking()
+    await bench.frames(transport, 5)
+    transport.tick(8)
+    session.hung_up()
+    await session.over()
+    await session.close(200)
+    began = transport.crossing.began
+    assert began is not None
+    heard, said = bench.recordings.sides
+    assert not heard[:began.leading].any()
+    assert not said[:began.leading].any()
+    assert said[began.leading:].tobytes() == b"".join(map(transport.chunk, range(transport.ticks)))
+    assert heard[began.leading:].tobytes() == b"".join(transport.heard)
+    assert heard.any(), "the agent was heard"
+    # frame k of what the worker heard lies at sample 1920 k
+    frames = said.reshape(-1)[:CHUNKS_PER_FRAME * CHUNK * len(bench.worker.heard)]
+    assert frames.tobytes() == b"".join(bench.worker.heard[k] for k in sorted(bench.worker.heard))
+
+
+async def test_a_paused_recording_is_silent_and_goes_on_in_its_place(bench: Bench) -> None:
+    bench.recordings = Kept()
+    session, transport = await bench.talking()
+    await bench.frames(transport, 2)
+    session.pause_recording()
+    before = transport.ticks
+    await bench.frames(transport, 2)
+    session.resume_recording()
+    after = transport.ticks
+    await bench.frames(transport, 2)
+    await session.close()
+    assert transport.crossing.began is not None
+    _, said = bench.recordings.sides
+    said = said[transport.crossing.began.leading:]
+    spoken = [int(chunk[0]) for chunk in said]
+    assert spoken == [1000 + tick if not before <= tick < after else 0 for tick in range(transport.ticks)]
+    assert bench.recordings.paused_s == pytest.approx((after - before) * CHUNK_S)
+
+
+async def test_a_call_whose_recording_cant_be_made_goes_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.recordings = Kept()
+    (bench.data_dir / "calls").touch()  # where the folder should be
+    session, transport = await bench.talking()
+    await bench.frames(transport, 2)
+    await session.close(200)
+    assert bench.events.ended.frames == 2
+    assert not bench.recordings.raw
+    assert any("isn't recorded" in record.message for record in caplog.records)

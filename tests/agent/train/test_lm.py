@@ -14,7 +14,8 @@ from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.lm import LanguageModel
 from agent.moshi.random_model import CODEBOOKS, LM, make_random_model
 from agent.train import codec, lm
-from agent.train.initial import initialise, load_codec
+from agent.train.codec import load_codec
+from agent.train.initial import initialise
 from agent.train.lm_data import SHORTEST, Calls
 from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens, write_tokens
 from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train

@@ -1,0 +1,32 @@
+"""Where calls' recordings are kept."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "recordings",
+        sa.Column("call_id", sa.Text, sa.ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("kept_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("url", sa.Text, nullable=False),
+        sa.Column("codec", sa.Text, nullable=False),
+        sa.Column("seconds", sa.Double, nullable=False),
+        sa.Column("bytes", sa.BigInteger, nullable=False),
+        sa.Column("lost_s", sa.Double, nullable=False),
+        sa.Column("paused_s", sa.Double, nullable=False),
+        sa.Column("version", ARRAY(sa.BigInteger), nullable=False),
+        sa.CheckConstraint("seconds >= 0 AND bytes >= 0 AND lost_s >= 0 AND paused_s >= 0", name="recordings_sizes"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("recordings")
