@@ -95,6 +95,33 @@ class UtteranceSpoken:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A duration, or how often something happened: quantiles are None where there are none."""
+
+    name: str
+    count: int
+    total_s: float
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+
+
+# What is measured: of frames, from the caller's last sample to the agent's first (media/latency.py); of turns
+# (media/turns.py); and what is only counted, `concealed` being the caller's 20 ms for which nothing came.
+HOPS = ("bridge", "link", "wait", "step", "playout", "whole")
+TURNS = ("response", "yield", "gap")
+COUNTED = ("overlap", "interruption", "backchannel", "concealed")
+
+
+@dataclass(frozen=True)
+class CallMeasured:
+    """All that is measured of a call so far; a later one takes its place."""
+
+    measures: tuple[Measure, ...]
+    kind: Literal["measured"] = "measured"
+
+
+@dataclass(frozen=True)
 class RecordingKept:
     """The call's sound can be had, after its end: heard on the left, said on the right, from the call's sample 0 on."""
 
@@ -122,7 +149,7 @@ class CallEnded:
     kind: Literal["ended"] = "ended"
 
 
-Event = CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallEnded | RecordingKept
+Event = CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallMeasured | CallEnded | RecordingKept
 
 
 class Series(NamedTuple):

@@ -46,14 +46,16 @@ from calls.events import (
     CallAnswered,
     CallEnded,
     CallLeased,
+    CallMeasured,
     CallReceived,
     Envelope,
+    Measure,
     RecordingKept,
     Series,
     UtteranceSpoken,
     Word,
 )
-from calls.tables import Call, EventWatermark, Recording, Utterance, Version
+from calls.tables import Call, CallMeasure, EventWatermark, Recording, Utterance, Version
 from calls.tables import Word as WordTable
 
 ANSWER_S = 30.0  # longest wait for one transaction
@@ -196,6 +198,7 @@ class Store:
             for kind in _CALL_EVENTS:
                 await _update_calls(connection, [each for each in envelopes if isinstance(each.event, kind)])
             await _write_utterances(connection, envelopes)
+            await _write_measures(connection, envelopes)
             await _write_recordings(connection, envelopes)
             return await _advance_watermarks(connection, arrived, floors or {})
 
@@ -235,6 +238,13 @@ class Store:
         async with self._transaction() as connection:
             row = (await connection.execute(query)).first()
         return RecordingRow(*row) if row else None
+
+    async def measures(self, call: str) -> dict[str, Measure]:
+        """What was measured of a call, by its name."""
+        query = select(CallMeasure.name, CallMeasure.count, CallMeasure.total_s, CallMeasure.p50_s, CallMeasure.p95_s,
+                       CallMeasure.p99_s).where(CallMeasure.call_id == _clean(call))
+        async with self._transaction() as connection:
+            return {row[0]: Measure(*row) for row in await connection.execute(query)}
 
     async def search(self, text: str, limit: int = 50) -> tuple[Match, ...]:
         """Utterances that hold the words of `text` (quotes, `or` and `-` as in web searches), newest calls
@@ -349,27 +359,43 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
         await connection.execute(insert(WordTable), words)
 
 
+async def _write_measures(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    values = [{"call_id": call, **vars(measure), "name": _clean(measure.name), "version": _version(each)}
+              for call, each in _newest(envelopes, CallMeasured)
+              if isinstance(each.event, CallMeasured) for measure in each.event.measures]
+    await _write_newest(connection, CallMeasure, (CallMeasure.call_id, CallMeasure.name), values)
+
+
 async def _write_recordings(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    values = [{"call_id": call, "kept_at": each.at, "url": _clean(event.url), "codec": event.codec,
+               "seconds": event.seconds, "bytes": event.bytes, "lost_s": event.lost_s, "paused_s": event.paused_s,
+               "version": _version(each)}
+              for call, each in _newest(envelopes, RecordingKept)
+              if isinstance(event := each.event, RecordingKept)]
+    await _write_newest(connection, Recording, (Recording.call_id,), values)
+
+
+def _newest(envelopes: Iterable[Envelope], kind: type) -> list[tuple[str, Envelope]]:
+    """The last event of a kind of each call, in the calls' order."""
     newest: dict[str, Envelope] = {}
     for each in envelopes:
-        if isinstance(each.event, RecordingKept):
+        if isinstance(each.event, kind):
             call = _clean(each.call)
             if call not in newest or _version(newest[call]) < _version(each):
                 newest[call] = each
-    if not newest:
+    return sorted(newest.items(), key=lambda item: item[0])
+
+
+async def _write_newest(connection: AsyncConnection, table: type[CallMeasure | Recording], key: Sequence[Any],
+                        values: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that a row of a newer version isn't there for."""
+    if not values:
         return
-    values = []
-    for call, each in sorted(newest.items()):
-        assert isinstance(each.event, RecordingKept)
-        event = each.event
-        values.append({"call_id": call, "kept_at": each.at, "url": _clean(event.url), "codec": event.codec,
-                       "seconds": event.seconds, "bytes": event.bytes, "lost_s": event.lost_s,
-                       "paused_s": event.paused_s, "version": _version(each)})
-    rows: Insert = upsert(Recording).values(values)
-    changed = [name for name in values[0] if name != "call_id"]
+    rows: Insert = upsert(table).values(values)
+    changed = [name for name in values[0] if name not in {column.key for column in key}]
     await connection.execute(rows.on_conflict_do_update(
-        index_elements=[Recording.call_id], set_={name: rows.excluded[name] for name in changed},
-        where=_newer(Recording.version, rows.excluded.version)))
+        index_elements=list(key), set_={name: rows.excluded[name] for name in changed},
+        where=_newer(table.version, rows.excluded.version)))
 
 
 async def _advance_watermarks(connection: AsyncConnection, arrived: Mapping[Series, set[int]],

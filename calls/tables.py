@@ -127,6 +127,23 @@ class Word(Base):
     __table_args__ = (CheckConstraint("position >= 0", name="words_position"),)
 
 
+class CallMeasure(Base):
+    """A duration of a call, or how often something happened; names as in calls.events.CallMeasured."""
+
+    __tablename__ = "measures"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    count: Mapped[int]
+    total_s: Mapped[float]
+    p50_s: Mapped[float | None]
+    p95_s: Mapped[float | None]
+    p99_s: Mapped[float | None]
+    version: Mapped[list[int]] = mapped_column(Version)
+
+    __table_args__ = (CheckConstraint("count >= 0 AND total_s >= 0", name="measures_sizes"),)
+
+
 class Recording(Base):
     """A call's sound, two channels on the call's clock: heard on the left, said on the right."""
 

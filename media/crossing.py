@@ -26,7 +26,7 @@ from media.recorder import Taped
 log = logging.getLogger(__name__)
 
 FRAMES_WAITING = 3
-TAPE_WAITING = 500  # pieces, 10 s, of a recording; then the loop has stood still, and the oldest are lost
+TAPE_WAITING = 500  # pieces, 10 s, of both sides; then the loop has stood still, and the oldest are lost
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Began:
 
     unix_s: float
     leading: int
+    monotonic_s: float = 0.0  # the same moment by the bridge's clock
 
 
 class Crossing:
@@ -44,7 +45,7 @@ class Crossing:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, notify: Callable[[], None], boundary_at: float, *, taped: bool = False,
+        self, loop: asyncio.AbstractEventLoop, notify: Callable[[], None], boundary_at: float, *,
         monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time,
     ) -> None:
         self._loop = loop
@@ -58,7 +59,7 @@ class Crossing:
         self._playout: Playout | None = None
         self._closed = False
         self._failed = False
-        self._tape: deque[Taped] | None = deque(maxlen=TAPE_WAITING) if taped else None
+        self._tape: deque[Taped] = deque(maxlen=TAPE_WAITING)
         self._now = (0, SILENT_CHUNK)  # of the tick that goes on: its number, what is heard in it
         self.began: Began | None = None
         self.dropped = 0
@@ -85,9 +86,8 @@ class Crossing:
                 return
             if chunk is None or len(chunk) != CHUNK_BYTES:
                 chunk = None
-            if self._tape is not None:
-                self._tape.append(Taped(*self._now, chunk or SILENT_CHUNK))
-            frame = self._framer.push(chunk)
+            self._tape.append(Taped(*self._now, chunk or SILENT_CHUNK))
+            frame = self._framer.push(chunk, self._monotonic())
             if frame is not None:
                 waiting = len(self._frames)
                 self.dropped += waiting == FRAMES_WAITING
@@ -101,7 +101,8 @@ class Crossing:
 
     def _begin(self) -> Playout:
         leading = leading_chunks(self._boundary_at - self._monotonic())
-        self.began = Began(self._wall() - leading * CHUNK_S, leading)
+        before_s = leading * CHUNK_S
+        self.began = Began(self._wall() - before_s, leading, self._monotonic() - before_s)
         self._framer = Framer(leading)
         self._playout = Playout(leading, in_hand=IN_HAND_SHAKY)
         return self._playout
@@ -131,7 +132,7 @@ class Crossing:
             return self._playout.take_heard() if self._playout else []
 
     def take_tape(self) -> list[Taped]:
-        """Both sides since the last time, for a recording; at most the last TAPE_WAITING pieces."""
+        """Both sides since the last time; at most the last TAPE_WAITING pieces."""
         pieces: list[Taped] = []
         while self._tape:
             pieces.append(self._tape.popleft())

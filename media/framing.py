@@ -26,6 +26,7 @@ class Frame:
     k: int
     pcm: bytes  # s16le[1920]
     silent_chunks: int  # of its four: those for which nothing came, or that lie before the answer
+    received_at: float = 0.0  # when its last chunk came, by the bridge's clock
 
 
 def leading_chunks(boundary_s: float) -> int:
@@ -55,15 +56,15 @@ class Framer:
         self._parts = [SILENT_CHUNK] * self.leading
         self._silent = self.leading
 
-    def push(self, chunk: bytes | None) -> Frame | None:
-        """Take the next 20 ms, None or a wrong size being silence; returns the frame that they complete."""
+    def push(self, chunk: bytes | None, at: float = 0.0) -> Frame | None:
+        """Take the next 20 ms, None or a wrong size being silence; returns the frame that they complete at `at`."""
         if chunk is None or len(chunk) != CHUNK_BYTES:
             chunk = SILENT_CHUNK
             self._silent += 1
         self._parts.append(chunk)
         if len(self._parts) < CHUNKS_PER_FRAME:
             return None
-        frame = Frame(self._k, b"".join(self._parts), self._silent)
+        frame = Frame(self._k, b"".join(self._parts), self._silent, at)
         self._parts.clear()
         self._silent = 0
         self._k += 1

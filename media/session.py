@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ from calls.events import (
     CallAnswered,
     CallEnded,
     CallLeased,
+    CallMeasured,
     CallReceived,
     EndReason,
     Envelope,
@@ -35,10 +37,12 @@ from calls.events import (
 )
 from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnavailable
 from calls.state import IllegalTransition, Signal, State, advance
-from media.audio import CHUNK_S
+from media.audio import CHUNK_S, SAMPLE_RATE, rms
 from media.crossing import Crossing
+from media.latency import Latency
 from media.recorder import RawRecording, Recorder, raw_path
 from media.token_log import TokenLog, token_log_path
+from media.turns import Turns, counted
 from media.utterances import Utterances
 from media.worker_link import WorkerLink, WorkerLost
 
@@ -50,6 +54,7 @@ LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
 LAST_WORDS_S = 1.0  # for the worker's last word at any end
 RETRY_RENEWAL_S = 0.5  # while Redis is away
 LAST_RENEWAL_S = 5.0  # for one that runs when the call ends
+MEASURED_EVERY_S = 10.0  # between two events that tell what is measured
 ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
 
 Side = Literal["local", "remote"]
@@ -116,6 +121,8 @@ class Session:
         self._settings = settings
         self._recordings = recordings
         self._recorder: Recorder | None = None
+        self._latency, self._turns, self._concealed = Latency(), Turns(), 0
+        self._measured_at = math.inf  # the last time; none before the answer
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._why: _Why | None = None
@@ -171,8 +178,7 @@ class Session:
         self.state = advance(self.state, Signal.ANSWERED)
         self._codec = codec
         self._recorder = self._new_recorder()
-        self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at,
-                                  taped=self._recorder is not None)
+        self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at)
         self._beside.append(self._spawn(self._pump(self._crossing, self._link)))
         return self._crossing
 
@@ -189,12 +195,12 @@ class Session:
     def pause_recording(self) -> None:
         """Both sides are silent in the recording, until `resume_recording`."""
         if self._recorder is not None:
-            self._record(self._recorder)
+            self._take_tape()
             self._recorder.pause()
 
     def resume_recording(self) -> None:
         if self._recorder is not None:
-            self._record(self._recorder)
+            self._take_tape()
             self._recorder.resume()
 
     @property
@@ -285,13 +291,16 @@ class Session:
             self._frames_waiting.clear()
             self._say_answered(crossing)
             for frame in crossing.take():
+                self._concealed += frame.silent_chunks if frame.k else 0  # those before the answer are none
                 if self.state is State.TALKING:
+                    self._latency.received(frame.k, frame.received_at)
                     link.send_frame(frame.k, frame.pcm)
                     self._last_sent_k = frame.k
                     await asyncio.sleep(0)  # lets the link take it, so that the next one doesn't replace it
+                    self._latency.sent(frame.k, self._loop.time())
             self._note_heard(crossing)
-            if self._recorder is not None:
-                self._record(self._recorder)
+            self._take_tape()
+            self._say_measured()
 
     def _new_recorder(self) -> Recorder | None:
         if not self._settings.records or self._recordings is None:
@@ -302,14 +311,25 @@ class Session:
             log.error("call %s isn't recorded: %s", self.call, error)
             return None
 
-    def _record(self, recorder: Recorder) -> None:
-        if self._crossing is not None:
-            recorder.take(self._crossing.take_tape())
+    def _take_tape(self) -> None:
+        """Both sides' sound since the last time, to what listens."""
+        pieces = self._crossing.take_tape() if self._crossing is not None else []
+        for piece in pieces:
+            self._turns.hear(piece.tick, rms(piece.heard), rms(piece.said))
+        if self._recorder is not None:
+            self._recorder.take(pieces)
+
+    def _say_measured(self, *, now: bool = False) -> None:
+        if now or self._loop.time() - self._measured_at >= MEASURED_EVERY_S:
+            self._measured_at = self._loop.time()
+            measures = (*self._latency.measures(), *self._turns.measures(), counted("concealed", self._concealed))
+            self._emit(CallMeasured(measures))
 
     def _say_answered(self, crossing: Crossing) -> None:
         if self._answered_at is None and crossing.began is not None:
             self._answered_at = datetime.fromtimestamp(crossing.began.unix_s, UTC)
             self._emit(CallAnswered(self._codec), self._answered_at)
+            self._measured_at = self._loop.time()
 
     def _note_heard(self, crossing: Crossing) -> None:
         assert self._utterances is not None
@@ -317,6 +337,9 @@ class Session:
         heard = crossing.take_heard()
         if heard:
             self._token_log.heard(heard[-1].k)
+        for frame in heard:
+            assert crossing.began is not None
+            self._latency.heard(frame.k, crossing.began.monotonic_s + frame.sample / SAMPLE_RATE)
         self._emit_all(self._utterances.advance(heard, crossing.ticks * CHUNK_S))
 
     async def _listen(self, link: WorkerLink) -> None:
@@ -328,10 +351,12 @@ class Session:
                 match message:
                     case wire.Audio(k, pcm):
                         self._last_back_k = max(k, self._last_back_k)
+                        self._latency.back(k, self._loop.time())
                         if self._crossing is not None:
                             self._crossing.push(k, pcm)
                     case wire.Step():
                         self._token_log.add(message)
+                        self._latency.stepped(message.k, message.us_waited / 1e6, message.us_in_step / 1e6)
                     case wire.Text():
                         self._emit_all(self._utterances.take(message))
                     case wire.Outcome():
@@ -395,8 +420,11 @@ class Session:
             self._say_answered(crossing)
             self._note_heard(crossing)
             crossing.close()
+            self._take_tape()
         if self._utterances is not None:
             self._emit_all(self._utterances.finish())
+        if self._answered_at is not None:
+            self._say_measured(now=True)
         self._emit(self._ended(sip_status), self._ended_at)
         if self._renewing is not None:
             await asyncio.wait((self._renewing,), timeout=LAST_RENEWAL_S)
@@ -408,7 +436,6 @@ class Session:
 
     async def _keep_recording(self) -> None:
         if self._recorder is not None and self._recordings is not None:
-            self._record(self._recorder)
             raw = await self._recorder.finish()
             self._recordings.keep(raw, self._recorder.lost_s, self._recorder.paused_s)
 

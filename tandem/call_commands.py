@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from calls.events import HOPS, TURNS, Measure
 from calls.settings import Settings
 from calls.store import CallRow, Store, StoreError
 from tandem.embedded import EmbeddedError, running_postgres
@@ -45,8 +46,24 @@ async def _show(settings: Settings, call_id: str) -> None:
         if (kept := await store.recording(row.id)) is not None:
             print(f"recording {kept.url}  {kept.seconds:.1f} s  {kept.codec}  lost {kept.lost_s:g} s  "
                   f"paused {kept.paused_s:g} s")
+        _print_measures(await store.measures(row.id))
         for utterance in await store.utterances(row.id):
             print(f"{utterance.start_s:8.2f} {utterance.end_s:8.2f}  {utterance.speaker}: {utterance.text}")
+
+
+def _print_measures(measures: Mapping[str, Measure]) -> None:
+    for names in (HOPS, TURNS):
+        there = [measures[name] for name in names if name in measures and measures[name].p50_s is not None]
+        if there:
+            print(f"{'milliseconds':12}  {'count':>6}  {'p50':>6}  {'p95':>6}  {'p99':>6}")
+        for measure in there:
+            quantiles = (measure.p50_s, measure.p95_s, measure.p99_s)
+            cells = (f"{1000 * quantile:6.1f}" if quantile is not None else "     -" for quantile in quantiles)
+            print(f"{measure.name:12}  {measure.count:6}  {'  '.join(cells)}")
+    if "overlap" in measures:
+        told = ((name, measures[name].count) for name in ("interruption", "backchannel", "concealed")
+                if name in measures)
+        print("  ".join((f"overlap {measures['overlap'].total_s:g} s", *(f"{name} {count}" for name, count in told))))
 
 
 @asynccontextmanager

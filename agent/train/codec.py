@@ -58,11 +58,11 @@ class CodecSpec:
     tokenizer: Path  # whose pieces the words are taught as
     batch: int = 8
     frames: int = 50  # of a stretch
-    agent_share: float = 0.2  # of the stretches: whose sound is decoded
+    agent_share: float = 0.25  # of the stretches: whose sound is decoded
     unquantised_steps: int = 200
     all_codebooks: float = 0.8  # of the stretches; the others use their first few
     phones: float = 1.0  # of the loss: from the first codebook, and from all
-    words: float = 1.0  # of the loss: from all codebooks
+    words: float = 0.2  # of the loss: from all codebooks
     unquantised: float = 0.5  # of the loss: both from the latents, whose gradient doesn't pass through codebooks
     commitment: float = 0.5
     sound: float = 1.0  # of what the encoder is told, a frame of the agent's: against what is asked of it otherwise

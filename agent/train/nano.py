@@ -99,7 +99,7 @@ class NanoRecipe:
 
 
 def codec_plan(steps: int, seed: int, processes: int, device: str) -> Plan:
-    return Plan(steps, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=5.0,
+    return Plan(steps, learning_rate=4e-4, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=5.0,
                 slow=codec.DECODER, seed=seed, processes=processes, device=device)
 
 

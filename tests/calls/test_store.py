@@ -21,10 +21,12 @@ from calls.events import (
     CallAnswered,
     CallEnded,
     CallLeased,
+    CallMeasured,
     CallReceived,
     EndReason,
     Envelope,
     Event,
+    Measure,
     RecordingKept,
     Series,
     Speaker,
@@ -297,3 +299,15 @@ async def test_a_recording_has_a_row_whichever_event_comes_first(store: Store) -
     assert row is not None
     assert row.url == "kept/call.flac"
     assert await store.recording("another") is None
+
+
+async def test_what_was_measured_last_is_kept(store: Store) -> None:
+    def measured(count: int, *names: str) -> CallMeasured:
+        return CallMeasured(tuple(Measure(name, count, 0.1 * count, 0.05, 0.08, None) for name in names))
+
+    first, last = envelope(measured(10, "whole", "step"), 4), envelope(measured(20, "whole", "step", "gap"), 5)
+    await store.apply([envelope(RECEIVED, 1, fence=0), last])
+    await store.apply([first])
+    assert await store.measures("call") == {name: Measure(name, 20, 2.0, 0.05, 0.08, None)
+                                            for name in ("whole", "step", "gap")}
+    assert await store.measures("another") == {}

@@ -8,7 +8,18 @@ import numpy as np
 import pytest
 from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until, word
 
-from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, EndReason, UtteranceSpoken
+from calls.events import (
+    COUNTED,
+    HOPS,
+    TURNS,
+    CallAnswered,
+    CallEnded,
+    CallLeased,
+    CallMeasured,
+    CallReceived,
+    EndReason,
+    UtteranceSpoken,
+)
 from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
 from calls.state import State
 from media import session as session_module
@@ -103,8 +114,8 @@ async def test_a_call_is_leased_answered_heard_and_ends_with_its_slot_free(bench
     session.hung_up()
     await session.over()
     await session.close(200)
-    assert bench.kinds() == ["received", "leased", "answered", "ended"]
-    assert [envelope.fence for envelope in bench.events.sent] == [0, 1, 1, 1]
+    assert bench.kinds() == ["received", "leased", "answered", "measured", "ended"]
+    assert [envelope.fence for envelope in bench.events.sent] == [0, 1, 1, 1, 1]
     assert bench.events.of(CallLeased) == [CallLeased("fake", "worker-1", "epoch-1")]
     assert bench.events.of(CallAnswered) == [CallAnswered("PCMU")]
     assert bench.events.ended == CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 5, 0, 0, 0)
@@ -459,3 +470,39 @@ async def test_a_call_whose_recording_cant_be_made_goes_on(bench: Bench, caplog:
     assert bench.events.ended.frames == 2
     assert not bench.recordings.raw
     assert any("isn't recorded" in record.message for record in caplog.records)
+
+
+async def test_each_frames_way_is_measured_and_told_while_the_call_runs_and_at_its_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session_module, "MEASURED_EVERY_S", 0.0)
+    bench.worker.delay_s = 0.02
+    session, transport = await bench.talking()
+    await bench.frames(transport, 6)
+    transport.tick(8)
+    await session.close(200)
+    told = bench.events.of(CallMeasured)
+    assert len(told) > 2
+    assert isinstance(told[-1], CallMeasured)
+    measures = {measure.name: measure for measure in told[-1].measures}
+    assert set(measures) == {*HOPS, *TURNS, *COUNTED}
+    assert measures["whole"].count == len(bench.worker.said)
+    in_steps_s = sum(step.us_in_step for step in bench.worker.steps) / 1e6
+    assert measures["step"].total_s == pytest.approx(in_steps_s, abs=1e-3)
+    assert measures["link"].p50_s is not None
+    assert measures["link"].p50_s > 0.015, "the worker's delay isn't told by it, so it is the link's"
+    assert measures["concealed"].count == 0
+    assert bench.kinds()[-2:] == ["measured", "ended"]
+
+
+async def test_chunks_for_which_nothing_came_are_counted(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 2)
+    for _ in range(4):
+        transport.crossing.wanted()
+        transport.crossing.received(None)
+    await until(lambda: len(bench.worker.heard) > 2)
+    await session.close(200)
+    [told] = bench.events.of(CallMeasured)
+    assert isinstance(told, CallMeasured)
+    assert 1 <= next(measure.count for measure in told.measures if measure.name == "concealed") <= 4

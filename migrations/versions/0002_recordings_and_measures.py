@@ -1,4 +1,4 @@
-"""Where calls' recordings are kept."""
+"""Where calls' recordings are kept, and what is measured of a call."""
 
 from __future__ import annotations
 
@@ -26,7 +26,20 @@ def upgrade() -> None:
         sa.Column("version", ARRAY(sa.BigInteger), nullable=False),
         sa.CheckConstraint("seconds >= 0 AND bytes >= 0 AND lost_s >= 0 AND paused_s >= 0", name="recordings_sizes"),
     )
+    op.create_table(
+        "measures",
+        sa.Column("call_id", sa.Text, sa.ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("count", sa.BigInteger, nullable=False),
+        sa.Column("total_s", sa.Double, nullable=False),
+        sa.Column("p50_s", sa.Double),
+        sa.Column("p95_s", sa.Double),
+        sa.Column("p99_s", sa.Double),
+        sa.Column("version", ARRAY(sa.BigInteger), nullable=False),
+        sa.CheckConstraint("count >= 0 AND total_s >= 0", name="measures_sizes"),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("measures")
     op.drop_table("recordings")
