@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -169,7 +169,10 @@ _Processes = Annotated[int | None, typer.Option(min=1, max=64, help="default: on
 @train.command("nano")
 def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
-    stages: Annotated[str, typer.Option(help="some of data, codec, tokens, stt, lm, with commas; default: all")] = "",
+    of: Annotated[Path | None, typer.Option(help="a small model to go on from, as models/nano: its codec stays, the "
+                                            "language models go on learning")] = None,
+    stages: Annotated[str, typer.Option(help="some of data, codec, ears, tokens, stt, hearing, lm, with commas; "
+                                      "default: all")] = "",
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
@@ -177,7 +180,7 @@ def train_nano(
     from tandem import train_nano_command
 
     wanted = tuple(stage.strip() for stage in stages.split(",") if stage.strip())
-    train_nano_command.nano(folder, wanted, device, processes)
+    train_nano_command.nano(folder, of, wanted, device, processes)
 
 
 @train.command("mimi")
@@ -185,18 +188,20 @@ def train_mimi(
     folder: Annotated[Path, typer.Argument(help="where the codec goes; a training that is there goes on")],
     calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
     held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
-    tokenizer: Annotated[Path, typer.Option(help="the tokenizer whose pieces the words are taught as")],
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
-    steps: _Steps = 7000,
-    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 4 s in a step")] = 8,
+    learns: Annotated[Literal["all", "ears", "voice"], typer.Option(
+        help="ears: what callers say, by the codec of --of; voice: its decoder alone, the agent's voice")] = "all",
+    of: Annotated[Path | None, typer.Option(help="the folder of a trained codec")] = None,
+    steps: _Steps = 5500,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
     seed: _Seed = 0,
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
-    """Teach a codec: Mimi, by phones and words."""
+    """Teach a codec: Mimi, its first codebook by phonemes."""
     from tandem import train_nano_command
 
-    train_nano_command.mimi(folder, calls, held_out, tokenizer, config, steps=steps, batch=batch, seed=seed,
+    train_nano_command.mimi(folder, calls, held_out, config, learns, of, steps=steps, batch=batch, seed=seed,
                             device=device, processes=processes)
 
 
@@ -219,7 +224,7 @@ def train_lm(
     calls: Annotated[Path, typer.Option(help="encoded calls to learn from")],
     held_out: Annotated[Path, typer.Option(help="encoded calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a config.json; default: nano's")] = None,
-    mimi: Annotated[Path | None, typer.Option(help="folder of the codec that encoded the calls, to begin with")] = None,
+    ears: Annotated[Path | None, typer.Option(help="folder of a hearing training to begin with")] = None,
     callers: Annotated[Path | None, typer.Option(help="encoded callers alone, to hear more of")] = None,
     steps: _Steps = 2900,
     frames: Annotated[int, typer.Option(min=300, max=1_000_000, help="in a step")] = 3072,
@@ -230,7 +235,7 @@ def train_lm(
     """Teach a language model: both streams of sound and the inner monologue, on whole calls."""
     from tandem import train_nano_command
 
-    train_nano_command.language_model(folder, calls, held_out, config, mimi, callers, steps=steps, frames=frames,
+    train_nano_command.language_model(folder, calls, held_out, config, ears, callers, steps=steps, frames=frames,
                                       seed=seed, device=device, processes=processes)
 
 
@@ -264,6 +269,26 @@ def train_stt(
 
     train_stt_command.train_stt(folder, calls, held_out, agent, steps=steps, batch=batch, dim=dim, delay_s=delay,
                                 processes=processes, device=device, seed=seed)
+
+
+@bench.command("calls")
+def calls(
+    sip: Annotated[int, typer.Option(min=1, max=64, help="phones at once")] = 4,
+    minutes: Annotated[float, typer.Option(min=0.1, max=60, help="that each call lasts")] = 1.0,
+    user: Annotated[str, typer.Option(help="whom they call: agent or echo")] = "agent",
+    uri: Annotated[str | None, typer.Option(help="phone a Tandem that runs: sip:agent@127.0.0.1; the settings name "
+                                            "its Redis; default: one of its own on free ports")] = None,
+    plot: Annotated[Path | None, typer.Option(help="where a picture goes, a .png or .svg")] = None,
+) -> None:
+    """Many phones at once with real speech: frames lost, where the time goes, what each process costs."""
+    from tandem.bench_calls_command import Order, bench_calls
+
+    log.configure("bench", "warning")
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise UserError(f"{plot}: give a .png or an .svg")
+    if user not in ("agent", "echo"):
+        raise UserError(f"--user {user}: give agent or echo")
+    bench_calls(load_settings(), Order(sip, 60 * minutes, user, uri, plot))
 
 
 @bench.command("conversation")

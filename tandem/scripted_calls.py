@@ -9,13 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,20 +26,18 @@ from agent.evaluate.rows import Dialogue
 from calls.connect import as_text, open_redis
 from calls.events import BadEvent, CallEnded, CallReceived, Speaker, UtteranceSpoken, decode
 from calls.live import PARTITIONS, stream_key
-from calls.settings import PREFIX, Settings
+from calls.settings import Settings
 from media.audio import CHUNK, CHUNK_S, CHUNKS_PER_FRAME, SAMPLE_RATE, from_pcm16, to_pcm16
 from sip.phone import CODECS
 from tandem.embedded import EmbeddedError, embedded_redis
 from tandem.errors import UserError, told_in_one_line
 from tandem.live_phone import RECORD_BYTES, LiveOrder, order_line
+from tandem.own_server import END_S, POLL_S, serving
 
-READY_S = 900.0  # for a Tandem of our own: the model may have to be downloaded
-END_S = 60.0
 ANSWER_S = 30.0
 SILENT_LINE_S = 10.0  # after which a phone that gives no ticks is broken
 LAST_WORDS_S = 10.0  # after a call's end
 BUSY_TRIES, BUSY_PAUSE_S = 40, 0.5  # a slot is free only some time after its last call
-POLL_S = 0.1
 CALLS_OF_ONE_BRIDGE = 4  # of a Tandem of our own: it has one SIP process
 _G711 = (CODECS["pcmu"], CODECS["pcma"])
 
@@ -62,51 +55,9 @@ def telephone(settings: Settings, uri: str | None) -> Iterator[Talk]:
         yield lambda dialogues, progress: asyncio.run(_talk(redis_url, uri, at_once, dialogues, progress))
         return
     with tempfile.TemporaryDirectory(prefix="tandem-bench-") as name, told_in_one_line(EmbeddedError), \
-            embedded_redis(Path(name) / "ours") as redis_url, _serving(settings, Path(name), redis_url) as port:
-        address, at_once = f"sip:agent@127.0.0.1:{port}", min(settings.slots, CALLS_OF_ONE_BRIDGE)
+            embedded_redis(Path(name) / "ours") as redis_url, serving(settings, Path(name), redis_url) as ours:
+        address, at_once = f"sip:agent@127.0.0.1:{ours.sip_port}", min(settings.slots, CALLS_OF_ONE_BRIDGE)
         yield lambda dialogues, progress: asyncio.run(_talk(redis_url, address, at_once, dialogues, progress))
-
-
-@contextlib.contextmanager
-def _serving(settings: Settings, folder: Path, redis_url: str) -> Iterator[int]:
-    """A `tandem serve` with our model; the SIP port."""
-    port = _free_port()
-    given = {
-        "DATA_DIR": folder / "data", "REDIS_URL": redis_url, "MODEL": settings.model, "SLOTS": settings.slots,
-        "DEVICE": settings.device, "DTYPE": settings.dtype, "THREADS": settings.threads, "ECHO_SLOTS": 0,
-        "SIP_HOST": "127.0.0.1", "SIP_PORT": port, "WEB_PORT": _free_port(), "WORKER_PORT": 0,
-        "RTP_PORT": 30000 + port % 10000 // 2 * 2, "DRAIN_S": 2,
-    }
-    environment = {**os.environ, **{PREFIX + name: str(value) for name, value in given.items()}}
-    log = folder / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "tandem", "serve"], env=environment, stdin=subprocess.DEVNULL,
-                                   stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-    try:
-        deadline = time.monotonic() + READY_S
-        while "Tandem is ready." not in log.read_text(errors="replace"):
-            if process.poll() is not None or time.monotonic() > deadline:
-                last = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-                raise UserError(f"`tandem serve` didn't start: {last[-1]}")
-            time.sleep(POLL_S)
-        yield port
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _free_port() -> int:
-    """A port of 127.0.0.1 that is free for UDP and TCP just now."""
-    while True:
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-            tcp.bind(("127.0.0.1", 0))
-            with contextlib.suppress(OSError):
-                udp.bind(tcp.getsockname())
-                return int(tcp.getsockname()[1])
 
 
 # --- the agent's words ---

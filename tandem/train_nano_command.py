@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from agent.moshi.config import ConfigError, MimiConfig
 from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer, TokenizerError
-from agent.train import codec, lm
+from agent.train import codec, lm, stt
 from agent.train.curves import draw_curves
 from agent.train.dataset import DatasetError
 from agent.train.domain.reader import DomainError
-from agent.train.nano import LM, MIMI, STAGES, NanoRecipe, codec_plan, train_nano
+from agent.train.nano import LM, MIMI, STAGES, NanoRecipe, going_on, train_nano
 from agent.train.speech import SpeechError
 from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, TrainingError, processes_for, train
@@ -30,21 +30,33 @@ def _told() -> Iterator[None]:
         yield
 
 
-def nano(folder: Path, stages: tuple[str, ...], device: str, processes: int | None) -> None:
-    """The whole recipe in `folder`, or the named stages of it."""
+def nano(folder: Path, of: Path | None, stages: tuple[str, ...], device: str, processes: int | None) -> None:
+    """The whole recipe in `folder`, or the named stages of it; `of`: a model to go on from."""
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"--stages {unknown[0]}: give some of {', '.join(STAGES)}")
+    if of is not None:
+        for name in (codec.CONFIG, codec.WEIGHTS, "tokenizer.model", lm.WEIGHTS, f"stt/{stt.WEIGHTS}"):
+            _there(of / name)
     with _told():
-        print(train_nano(folder, NanoRecipe(), device=device, processes=processes, stages=stages or STAGES))
+        recipe = NanoRecipe() if of is None else going_on(of)
+        print(train_nano(folder, recipe, device=device, processes=processes, stages=stages or STAGES))
 
 
-def mimi(folder: Path, calls: list[Path], held_out: Path, tokenizer: Path, config: Path | None, *, steps: int,
-         batch: int, seed: int, device: str, processes: int | None) -> None:
-    """Train a codec in `folder`, or go on there."""
+def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, learns: codec.Learns, of: Path | None,
+         *, steps: int, batch: int, seed: int, device: str, processes: int | None) -> None:
+    """Train a codec in `folder`, or go on there; `of`: a trained one, whose ears or voice learn."""
+    if (of is None) != (learns == "all"):
+        raise UserError(f"--learns {learns}: " + ("give the trained codec with --of" if of is None else
+                                                  "a codec that learns all begins from nothing, without --of"))
+    if of is not None:
+        _there(of / codec.WEIGHTS)
+        config = of / codec.CONFIG
     spec = codec.CodecSpec(_config(config, MIMI), tuple(_there(listed) for listed in calls), _there(held_out),
-                           _there(tokenizer), batch=batch)
+                           batch=batch, learns=learns, of=of)
+    plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, final=0.05, clip=5.0, seed=seed,
+                device=device, processes=processes or processes_for(device))
     with _told():
-        train(codec.make_task, spec, codec_plan(steps, seed, processes or processes_for(device), device), folder)
+        train(codec.make_task, spec, plan, folder)
     print(folder)
 
 
@@ -58,13 +70,16 @@ def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> No
     print(out)
 
 
-def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, mimi: Path | None,
+def language_model(folder: Path, calls: Path, held_out: Path, config: Path | None, ears: Path | None,
                    callers: Path | None, *, steps: int, frames: int, seed: int, device: str,
                    processes: int | None) -> None:
-    """Train a language model in `folder`, or go on there; `mimi`: the folder of the codec that encoded the calls;
+    """Train a language model in `folder`, or go on there; `ears`: a hearing training's folder to begin with;
     `callers`: calls in which nobody answers."""
+    if ears is not None:
+        _there(ears / stt.WEIGHTS)
+        _there(ears / stt.MEANT)
     spec = lm.LMSpec(_config(config, LM), _there(calls), _there(held_out), None if callers is None else _there(callers),
-                     frames=frames, codec=mimi)
+                     frames=frames, ears=ears)
     plan = Plan(steps, learning_rate=1e-3, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
         train(lm.make_task, spec, plan, folder)

@@ -10,7 +10,7 @@ from agent.moshi.layers import linear
 from agent.moshi.quantizer import Codebook, Quantizer, ResidualQuantizer
 from agent.train.trainer import Team
 
-DECAY = 0.99  # of the running sums that centroids are made of
+DECAY = 0.995  # of the running sums that centroids are made of
 SHORTEST_USE = 0.1  # of an even share: a centroid that is used less is put elsewhere
 _LOOKED_AFTER = 5  # steps between two searches for such centroids
 _KMEANS_ROUNDS = 15

@@ -1,51 +1,47 @@
-"""Trains Mimi for conversation: codes that tell what is said, by whomever, and from which one voice is made again.
+"""Trains Mimi: spectral losses, and a first codebook that is taught phonemes (in the paper, WavLM's features).
 
-In the paper the first codebook is taught a speech model's features. Here the encoder is taught the phones and the
-words themselves, through the codebooks, by callers over all kinds of lines; and of sound only the agent's is decoded,
-the only one that anybody hears decoded. All at once, and balanced where it meets, at the codes: there the gradient of
-the sound is made as large as that of what is told (as Defossez et al. 2022 balance their losses), or one would drown
-the other.
+Three trainings, each goes on from the one before:
+
+    all    how sound is coded, both sides of calls
+    ears   what callers say: all codebooks are taught phonemes, and only the agent's sound is decoded any more. The
+           spectral losses' gradient, a hundred times that of the phonemes, is made as small as that
+    voice  the decoder alone, on the agent's speech; the codes stay what they are, so calls may be encoded before
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agent.moshi.config import PAD_TOKEN, MimiConfig
+from agent.moshi.config import MimiConfig
 from agent.moshi.convolution import CausalConv, CausalUpsampling, ChannelwiseUpsampling
 from agent.moshi.layers import LayerScale, Weight
 from agent.moshi.mimi import Mimi
 from agent.moshi.quantizer import Codebook
-from agent.moshi.text import Tokenizer
 from agent.train import codebooks
-from agent.train.codec_data import Batch, read_stretches
+from agent.train.codec_data import Stretches, read_stretches
 from agent.train.codec_loss import SpectralLoss
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME, SILENCE
-from agent.train.trainer import Task, Team, TrainingError
+from agent.train.trainer import Task, Team
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"
-# The decoder's names: at the rate at which an encoder learns to hear, its sound gets worse for as long as the rate is
-# high, since all samples hang on its last few weights.
-DECODER = ("mimi.decoder", "mimi.upsample")
+
+Learns = Literal["all", "ears", "voice"]
 
 _LAYER_SCALE = 0.1
-_NEW_LAYER = 0.01  # the same of a layer that is added to a trained codec
 _LOUDNESS = 0.03  # standard deviation of the sound that the untrained decoder makes
-_BIAS = 0.1  # without any, digital silence stays zero up to the norms, whose gradient there is without bound
 _BRANCH = 0.5  # of what a residual branch adds, the rest of the signal being 1
-_KMEANS_BATCHES = 20
-_BALANCE_DECAY = 0.98
-_HELD_OUT_BATCHES = 8
+_KMEANS_BATCHES = 40
+_AGENT_SHARE: Mapping[Learns, float] = {"all": 0.5, "ears": 0.25, "voice": 1.0}  # of the stretches
+_SOUND = 0.02  # of the loss, while ears are trained: for the decoder any weight is the same, Adam scales it
 
 
 @dataclass(frozen=True)
@@ -55,18 +51,15 @@ class CodecSpec:
     config: Mapping[str, Any]
     calls: tuple[Path, ...]  # the lists of what is learnt from
     held_out: Path
-    tokenizer: Path  # whose pieces the words are taught as
-    batch: int = 8
-    frames: int = 50  # of a stretch
-    agent_share: float = 0.25  # of the stretches: whose sound is decoded
-    unquantised_steps: int = 200
+    batch: int = 4
+    frames: int = 25  # of a stretch
+    unquantised_steps: int = 150
     all_codebooks: float = 0.8  # of the stretches; the others use their first few
-    phones: float = 1.0  # of the loss: from the first codebook, and from all
-    words: float = 0.2  # of the loss: from all codebooks
-    unquantised: float = 0.5  # of the loss: both from the latents, whose gradient doesn't pass through codebooks
-    commitment: float = 0.5
-    sound: float = 1.0  # of what the encoder is told, a frame of the agent's: against what is asked of it otherwise
-    begin: Path | None = None  # the folder of a codec to go on from; it may have fewer layers
+    caller_weight: float = 0.5  # of the caller's sound, which nobody hears decoded
+    commitment: float = 0.25
+    phonemes: float = 1.0
+    learns: Learns = "all"
+    of: Path | None = None  # a trained codec's folder, to go on from
 
 
 def make_task(team: Team, spec: CodecSpec) -> Task:
@@ -77,86 +70,55 @@ class _CodecTask:
     def __init__(self, team: Team, spec: CodecSpec) -> None:
         self.team, self.spec = team, spec
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
-        tokenizer = Tokenizer(spec.tokenizer)
-        dimension = self.mimi.config.dimension
-        self.phones = nn.ModuleDict({name: nn.Linear(dimension, LABELS_PER_FRAME * LABELS)
-                                     for name in ("latents", "first", "all")})
-        self.words = nn.ModuleDict({name: nn.Linear(dimension, len(tokenizer)) for name in ("latents", "all")})
-        self.calls = read_stretches(spec.calls, spec.frames, tokenizer, spec.agent_share)
-        self.held_out = read_stretches([spec.held_out], spec.frames, tokenizer, spec.agent_share) \
-            if team.rank == 0 else None
+        labels = LABELS_PER_FRAME * LABELS
+        self.heads = nn.ModuleDict({name: nn.Linear(self.mimi.config.dimension, labels) for name in ("first", "all")})
+        agent_share = _AGENT_SHARE[spec.learns]
+        self.calls = read_stretches(spec.calls, spec.frames, agent_share)
+        self.held_out = read_stretches([spec.held_out], spec.frames, agent_share) if team.rank == 0 else None
         self.loss_of = SpectralLoss().to(team.device)
-        self.balance = Balance()
-        self.module = nn.ModuleDict({"mimi": self.mimi, "phones": self.phones, "words": self.words}).to(team.device)
-        generator = torch.Generator().manual_seed(0)
-        initialise(self.mimi, self.calls.draw(16, generator).pcm.to(team.device), generator)
-        if spec.begin is not None:
-            begin_with(self.mimi, load_codec(spec.begin))
+        self.module = nn.ModuleDict({"mimi": self.mimi, "heads": self.heads}).to(team.device)
+        if spec.of is not None:
+            self.mimi.load_state_dict(load_file(spec.of / WEIGHTS))
+        else:
+            generator = torch.Generator().manual_seed(0)
+            initialise(self.mimi, self.calls.draw(16, generator)[0].to(team.device), generator)
         self.mimi.requires_grad_(True)
+        if spec.learns == "voice":
+            self.heads.requires_grad_(False)
+            for name, weight in self.mimi.named_parameters():
+                weight.requires_grad_(name.startswith(("decoder", "upsample")) or ".output_proj." in name)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        spec = self.spec
-        unquantised_steps = 0 if spec.begin is not None else spec.unquantised_steps
-        if step == unquantised_steps and spec.begin is None:
+        count = max(1, self.spec.batch // self.team.size)
+        if self.spec.learns == "voice":
+            return self._voice_losses(count, generator)
+        if self.spec.learns == "ears":
+            return self._ears_losses(count, step, generator)
+        if step == self.spec.unquantised_steps:
             self._begin_codebooks()
-        count = max(1, spec.batch // self.team.size)
-        share = count * spec.agent_share  # as many in each process, so that none waits for the other
-        agents = int((step + 1) * share) - int(step * share)
-        batch = self.calls.draw(count, generator, agents).to(self.team.device)
-        with torch.autocast(self.team.device.type, torch.bfloat16):
-            latents = self.mimi.latents(batch.pcm)
-        latents = latents.float()
-        if step < unquantised_steps:
-            distance = torch.zeros((), device=latents.device)
-            passed, first = codebooks.unquantised(self.mimi.quantizer, latents)
-        else:
-            rest = self.mimi.config.codebooks - 1
-            few = torch.randint(1, rest + 1, (count,), generator=generator)
-            whole = torch.rand(count, generator=generator) < spec.all_codebooks
-            used = torch.where(whole, rest, few).to(latents.device)
-            passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, step, self.team,
-                                                          generator)
-        heard = self.balance.followed("told", passed)
-        told = {name: self._phones(name, x, batch) for name, x in (("latents", latents), ("first", first),
-                                                                    ("all", heard))}
-        said = {name: self._words(name, x, batch) for name, x in (("latents", latents), ("all", heard))}
-        total = (spec.phones * (told["first"][0] + told["all"][0]) + spec.words * said["all"][0]
-                 + spec.unquantised * (spec.phones * told["latents"][0] + spec.words * said["latents"][0])
-                 + spec.commitment * distance)
-        figures = {"distance": distance.item(), "phones_loss": told["all"][0].item(), "phones_first": told["first"][1],
-                   "phones": told["all"][1], "phones_unquantised": told["latents"][1],
-                   "words_loss": said["all"][0].item(), "words": said["all"][1]}
-        if bool(batch.agent.any()):
-            with torch.autocast(self.team.device.type, torch.bfloat16):
-                decoded = self.mimi.sound(self.balance.balanced("sound", passed[batch.agent], "told", spec.sound))
-            sound, of_sound = self._sound(decoded.float(), batch.pcm[batch.agent])
-            total = total + sound
-            figures |= of_sound
-        return total, figures
+        return self._losses(count, step, generator)
 
     def evaluate(self) -> Mapping[str, float]:
-        """Of held-out callers, what is told; of the agent, how it sounds."""
         assert self.held_out is not None
         generator = torch.Generator().manual_seed(1)
         rows = []
-        for _ in range(_HELD_OUT_BATCHES):
-            batch = self.held_out.draw(8, generator).to(self.team.device)
-            quantiser, latents = self.mimi.quantizer, self.mimi.latents(batch.pcm)
-            codes = quantiser.encode(latents, self.mimi.config.codebooks)
+        for _ in range(8):
+            pcm, labels, agent = self._drawn(self.held_out, 8, generator)
+            quantiser = self.mimi.quantizer
+            codes = quantiser.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
             whole, first = quantiser.decode(codes), quantiser.rvq_first.decode(codes[..., :1])
-            heard = batch.of(~batch.agent)
-            row = {"phones_unquantised": self._phones("latents", latents[~batch.agent], heard)[1],
-                   "phones_first": self._phones("first", first[~batch.agent], heard)[1],
-                   "phones": self._phones("all", whole[~batch.agent], heard)[1],
-                   "words_unquantised": self._words("latents", latents[~batch.agent], heard)[1],
-                   "words": self._words("all", whole[~batch.agent], heard)[1], "mel": float("nan")}
-            if bool(batch.agent.any()):
-                row["mel"] = self._sound(self.mimi.sound(whole[batch.agent]), batch.pcm[batch.agent])[1]["mel"]
-            rows.append(row)
+            rows.append({"phonemes": self._phonemes("first", first, labels)[1], "mel": float("nan")})
+            decoded = torch.ones_like(agent) if self.spec.learns == "all" else agent
+            if bool(decoded.any()):
+                weights = torch.ones(int(decoded.sum()), device=pcm.device)
+                rows[-1]["mel"] = self.loss_of(self.mimi.sound(whole[decoded]), pcm[decoded], weights)[1]
+            if self.spec.learns == "ears":
+                rows[-1] |= {f"heard_{name}": self._phonemes(name, x[~agent], labels[~agent])[1]
+                             for name, x in (("first", first), ("all", whole))}
         usage = torch.stack([book.cluster_usage for book in self._codebooks()])
         shares = usage / usage.sum(1, keepdim=True)
         bits = -(shares * shares.clamp(min=1e-9).log2()).sum(1)
-        # a batch may have no agent in it
+        # a batch may have no agent in it, or nobody else
         means = {name: float(torch.tensor([row[name] for row in rows]).nanmean()) for name in rows[0]}
         return means | {"bits_first": float(bits[0]), "bits_last": float(bits[-1])}
 
@@ -167,25 +129,71 @@ class _CodecTask:
         save_file({name: tensor.to(torch.bfloat16 if name in halved else torch.float32).contiguous().cpu()
                    for name, tensor in self.mimi.state_dict().items()}, folder / WEIGHTS)
 
-    def _sound(self, decoded: Tensor, pcm: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """How far decoded sound is from pcm, both [B, samples]."""
-        spectral, mel = self.loss_of(decoded, pcm, torch.ones(len(pcm), device=pcm.device))
+    def _voice_losses(self, count: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        pcm, _, _ = self._drawn(self.calls, count, generator)
+        with torch.no_grad():
+            codes = self.mimi.quantizer.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
+        return self._sound_losses(self.mimi.quantizer.decode(codes), pcm, torch.ones(count, device=pcm.device))
+
+    def _sound_losses(self, x: Tensor, pcm: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Of what the decoder makes of quantised latents x [B, frames, dimension] against pcm [B, samples]."""
+        with torch.autocast(pcm.device.type, torch.bfloat16):
+            decoded = self.mimi.sound(x)
+        decoded = decoded.float()
+        spectral, mel = self.loss_of(decoded, pcm, weights)
         wave = (decoded - pcm).abs().mean()
         return spectral + wave, {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
 
-    def _phones(self, head: str, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """What is told of x [B, frames, dimension]: the loss, and how many phones are right of those spoken."""
-        logits = self.phones[head](x).unflatten(-1, (LABELS_PER_FRAME, LABELS)).flatten(1, 2)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.phones.flatten())
-        spoken = batch.phones != SILENCE
-        return loss, float((logits.argmax(-1) == batch.phones)[spoken].float().mean())
+    def _ears_losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        pcm, labels, agent = self._drawn(self.calls, count, generator)
+        with torch.autocast(pcm.device.type, torch.bfloat16):
+            latents = self.mimi.latents(pcm)
+        used = torch.full((count,), self.mimi.config.codebooks - 1, device=pcm.device)
+        passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents.float(), used, step, self.team,
+                                                      generator)
+        first_loss, first_right = self._phonemes("first", first, labels)
+        all_loss, all_right = self._phonemes("all", passed, labels)
+        total = self.spec.phonemes * (first_loss + all_loss) + self.spec.commitment * distance
+        figures = {"distance": distance.item(), "first_loss": first_loss.item(), "all_loss": all_loss.item(),
+                   "first": first_right, "all": all_right}
+        if bool(agent.any()):
+            spoken = torch.ones(int(agent.sum()), device=pcm.device)
+            sound_loss, of_sound = self._sound_losses(passed[agent], pcm[agent], spoken)
+            total = total + _SOUND * sound_loss
+            figures |= of_sound
+        return total, figures
 
-    def _words(self, head: str, x: Tensor, batch: Batch) -> tuple[Tensor, float]:
-        """Likewise of the pieces of words."""
-        logits = self.words[head](x)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.pieces.flatten())
-        spoken = batch.pieces != PAD_TOKEN
-        return loss, float((logits.argmax(-1) == batch.pieces)[spoken].float().mean())
+    def _losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        spec = self.spec
+        pcm, labels, agent = self._drawn(self.calls, count, generator)
+        with torch.autocast(pcm.device.type, torch.bfloat16):
+            latents = self.mimi.latents(pcm)
+        latents = latents.float()
+        distance = torch.zeros((), device=pcm.device)
+        if step < spec.unquantised_steps:
+            passed, first = codebooks.unquantised(self.mimi.quantizer, latents)
+        else:
+            rest = self.mimi.config.codebooks - 1
+            few = torch.randint(1, rest + 1, (count,), generator=generator)
+            used = torch.where(torch.rand(count, generator=generator) < spec.all_codebooks, rest, few).to(pcm.device)
+            passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, step, self.team,
+                                                          generator)
+        sound_loss, figures = self._sound_losses(passed, pcm, torch.where(agent, 1.0, spec.caller_weight))
+        phonemes, right = self._phonemes("first", first, labels)
+        total = sound_loss + spec.commitment * distance + spec.phonemes * phonemes
+        return total, {**figures, "distance": distance.item(), "phoneme_loss": phonemes.item(), "phonemes": right}
+
+    def _drawn(self, stretches: Stretches, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        pcm, labels, agent = stretches.draw(count, generator)
+        device = self.team.device
+        return pcm.to(device), labels.to(device), agent.to(device)
+
+    def _phonemes(self, head: str, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """From the codebooks' part x [B, frames, dimension]: the loss, and how many are right of those spoken."""
+        logits = self.heads[head](x).unflatten(-1, (LABELS_PER_FRAME, LABELS)).flatten(1, 2)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        spoken = labels != SILENCE
+        return loss, float((logits.argmax(-1) == labels)[spoken].float().mean())
 
     def _codebooks(self) -> list[Codebook]:
         quantizer = self.mimi.quantizer
@@ -194,69 +202,9 @@ class _CodecTask:
     @torch.no_grad()
     def _begin_codebooks(self) -> None:
         generator = torch.Generator().manual_seed(2)
-        latents = [self.mimi.latents(self.calls.draw(8, generator).pcm.to(self.team.device)).flatten(0, 1)
+        latents = [self.mimi.latents(self._drawn(self.calls, 8, generator)[0]).flatten(0, 1)
                    for _ in range(_KMEANS_BATCHES)]
         codebooks.begin(self.mimi.quantizer, torch.cat(latents), self.team, generator)
-
-
-def load_codec(folder: Path) -> Mimi:
-    """What `export` wrote. Raises TrainingError."""
-    try:
-        mimi = Mimi(MimiConfig.from_dict(json.loads((folder / CONFIG).read_text())))
-        mimi.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
-    return mimi
-
-
-@torch.no_grad()
-def begin_with(mimi: Mimi, trained: Mimi) -> None:
-    """Go on from a trained codec with the same convolutions and codebooks. Transformer layers that it doesn't have
-    begin by changing next to nothing. Raises TrainingError where another part differs."""
-    theirs = trained.state_dict()
-    for name, tensor in mimi.state_dict().items():
-        if name in theirs and theirs[name].shape == tensor.shape:
-            tensor.copy_(theirs[name])
-        elif name in theirs or "_transformer." not in name:
-            raise TrainingError(f"the codec to go on from has another {name}")
-        elif ".layer_scale_" in name:
-            tensor.fill_(_NEW_LAYER)
-
-
-class Balance:
-    """Keeps the gradients of several losses at one tensor in proportion, by how large each was lately."""
-
-    def __init__(self) -> None:
-        self._sizes: dict[str, float] = {}
-
-    def followed(self, name: str, x: Tensor) -> Tensor:
-        """x [B, frames, dimension], whose gradient from what uses this is remembered under `name`."""
-        return self._hooked(x, lambda gradient: self._follow(name, gradient))
-
-    def balanced(self, name: str, x: Tensor, against: str, share: float) -> Tensor:
-        """x, whose gradient from what uses this is made `share` times as large, a frame, as that of `against`."""
-        def scale(gradient: Tensor) -> Tensor:
-            size = self._note(name, gradient)
-            return gradient * (share * self._sizes.get(against, size) / (size + 1e-12))
-
-        return self._hooked(x, scale)
-
-    def _follow(self, name: str, gradient: Tensor) -> None:
-        self._note(name, gradient)
-
-    def _note(self, name: str, gradient: Tensor) -> float:
-        """Its root mean square over frames, as a running mean."""
-        size = float(gradient.float().square().sum(-1).mean().sqrt())
-        before = self._sizes.get(name, size)
-        self._sizes[name] = _BALANCE_DECAY * before + (1 - _BALANCE_DECAY) * size
-        return self._sizes[name]
-
-    @staticmethod
-    def _hooked(x: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Tensor:
-        y = x * 1
-        if y.requires_grad:
-            y.register_hook(hook)
-        return y
 
 
 @torch.no_grad()
@@ -271,7 +219,7 @@ def initialise(mimi: Mimi, pcm: Tensor, generator: torch.Generator) -> None:
             nn.init.orthogonal_(matrix, generator=generator)
             module.weight.copy_(matrix.view(module.weight.shape))
             if module.bias is not None:
-                nn.init.normal_(module.bias, std=_BIAS if module is not last else 0.0, generator=generator)
+                module.bias.zero_()
         elif isinstance(module, ChannelwiseUpsampling):
             nn.init.normal_(module.weight, std=0.5, generator=generator)
         elif isinstance(module, LayerScale):
@@ -300,4 +248,4 @@ def initialise(mimi: Mimi, pcm: Tensor, generator: torch.Generator) -> None:
         hook.remove()
 
 
-__all__ = ["CONFIG", "WEIGHTS", "CodecSpec", "begin_with", "initialise", "load_codec", "make_task"]
+__all__ = ["CONFIG", "WEIGHTS", "CodecSpec", "initialise", "make_task"]

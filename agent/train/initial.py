@@ -1,13 +1,18 @@
-"""Weights of a language model that has learnt nothing yet."""
+"""Weights that a language model's training begins with."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
 from agent.moshi.mimi import Mimi
+from agent.train.trainer import TrainingError
 
 _RESIDUAL = 0.5  # of what a residual branch adds, divided among the layers
 _CODE = 0.5  # of what one of many codes adds to the sum that the model reads, the text's being 1
@@ -46,3 +51,12 @@ def hear_likeness(lm: LanguageModel, mimi: Mimi, generator: torch.Generator) -> 
         power = sum(float(latent.var(0).sum()) for latent in latents)
         for weight, latent in zip(weights, latents, strict=True):
             weight[:len(latent)] = (latent - latent.mean(0)) @ directions / (2 * power) ** 0.5
+
+
+@torch.no_grad()
+def go_on_from(path: Path, lm: LanguageModel) -> None:
+    """Begin with the weights of a model of the same shape. Raises TrainingError."""
+    try:
+        lm.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{path}: can't be gone on from ({str(error).splitlines()[0]})") from None

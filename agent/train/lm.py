@@ -15,22 +15,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
-from agent.train.codec import load_codec
+from agent.train import stt
 from agent.train.domain.reader import load
-from agent.train.initial import hear_likeness, initialise
+from agent.train.initial import go_on_from, initialise
 from agent.train.lm_data import Batch, Calls
 from agent.train.tokens import NO_INTENT, Tokens
-from agent.train.trainer import Task, Team
+from agent.train.trainer import Task, Team, TrainingError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _HELD_OUT_BATCHES = 12
+_OWN_VOICE = 0.25  # of their scale: its own codes and words, where it begins with ears
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class LMSpec:
     heard_pad_share: float = 0.1  # of the padding between the caller's words
     meant: float = 0.5
     lag: int = 6  # frames from a word's begin until it must be understood
-    codec: Path | None = None  # the folder of the Mimi that encoded the calls: codes that sound alike begin alike
+    ears: Path | None = None  # the folder of a hearing training (stt.py, nano.py), whose layers it begins with
+    of: Path | None = None  # the folder of a trained language model to go on from
 
 
 def make_task(team: Team, spec: LMSpec) -> Task:
@@ -66,14 +68,15 @@ class _LMTask:
     def __init__(self, team: Team, spec: LMSpec) -> None:
         self.team, self.spec = team, spec
         self.lm = LanguageModel(LMConfig.from_dict(spec.config))
-        generator = torch.Generator().manual_seed(0)
-        initialise(self.lm, generator)
-        if spec.codec is not None:
-            hear_likeness(self.lm, load_codec(spec.codec), generator)
+        initialise(self.lm, torch.Generator().manual_seed(0))
         config = self.lm.config
         self.heard = nn.Linear(config.temporal.dim, config.text_card_out)
         self.meant = nn.Linear(config.temporal.dim, len(load().intents))
         self.module = nn.ModuleDict({"lm": self.lm, "heard": self.heard, "meant": self.meant}).to(team.device)
+        if spec.ears is not None:
+            lend_ears(spec.ears, self.lm, self.heard, self.meant)
+        if spec.of is not None:
+            go_on_from(spec.of / WEIGHTS, self.lm)
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.callers = _calls(spec.callers, self.lm, spec.lag, answered=False) if spec.callers else None
@@ -150,6 +153,30 @@ class _LMTask:
         parts = (text_loss, sound_loss, spec.heard * heard_loss, spec.meant * meant_loss)
         total = torch.stack([torch.nan_to_num(part) for part in parts]).sum()
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
+
+
+@torch.no_grad()
+def lend_ears(folder: Path, lm: LanguageModel, heard: nn.Linear, meant: nn.Linear) -> None:
+    """Take over how a speech-to-text model hears: its codes' embeddings for the caller's, its layers for the first of
+    the temporal transformer, its text's projection for the head that asks what was said, and its head for what was
+    meant. The agent's own codes and text say little at first, so as not to drown what is heard. Raises
+    TrainingError."""
+    path = folder / stt.WEIGHTS
+    theirs = load_file(path) | {f"meant.{name}": tensor for name, tensor in load_file(folder / stt.MEANT).items()}
+    ours = dict(lm.named_parameters())
+    first = lm.config.agent_codebooks
+    for k in range(first):
+        ours[f"emb.{k}.weight"].mul_(_OWN_VOICE)
+    ours["text_emb.weight"].mul_(_OWN_VOICE)
+    pairs: list[tuple[str, Tensor]] = [
+        (f"emb.{k}.weight", ours[f"emb.{first + k}.weight"]) for k in range(lm.config.caller_codebooks)]
+    pairs += [(name, ours[name]) for name in theirs if name.startswith("transformer.")]
+    pairs += [("out_norm.alpha", ours["out_norm.alpha"]), ("text_linear.weight", heard.weight),
+              ("meant.weight", meant.weight), ("meant.bias", meant.bias)]
+    for name, weight in pairs:
+        if name not in theirs or theirs[name].shape != weight.shape:
+            raise TrainingError(f"{path}: {name} doesn't fit the language model")
+        weight.copy_(theirs[name])
 
 
 def _calls(path: Path, lm: LanguageModel, lag: int, *, answered: bool = True) -> Calls:

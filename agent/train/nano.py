@@ -1,9 +1,13 @@
-"""The recipe of `models/nano`: calls, codec, tokens, language model, speech-to-text; each can be resumed.
+"""The recipe of `models/nano`: calls, codec, its ears, tokens, hearing, language model, speech-to-text; each can be
+resumed.
 
-    FOLDER/calls                    sets of made calls; one of them in held-out voices with held-out phrasings
-    FOLDER/codec, lm                trainings: state.pt to go on from, progress.jsonl for the curves
-    FOLDER/tokens                   the calls as the language models read them
-    FOLDER/nano, FOLDER/nano/stt    what comes out: checkpoints that `load_model` takes
+    FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
+    FOLDER/codec, ears, hearing, …    trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/tokens                     the calls as the language models read them
+    FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
+
+Or it goes on from a model that it made before (`going_on`): the codec and the tokenizer stay, and with them what codes
+and pieces mean; the language model and speech-to-text learn from calls that are made anew.
 """
 
 from __future__ import annotations
@@ -28,7 +32,6 @@ from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, processes_for, train
 
 CODEBOOKS, CARD = 8, 512
-BEGIN = Path(__file__).parents[2] / "models" / "nano"  # the codec before this one, with whose convolutions it begins
 
 MIMI: Mapping[str, Any] = {
     "sample_rate": 24000, "channels": 1, "frame_rate": 12.5,
@@ -40,7 +43,7 @@ MIMI: Mapping[str, Any] = {
     "quantizer": {
         "dimension": 64, "n_q": CODEBOOKS, "bins": CARD, "input_dimension": 128, "output_dimension": 128},
     "transformer": {
-        "d_model": 128, "num_heads": 4, "num_layers": 6, "causal": True, "layer_scale": 0.1, "context": 100,
+        "d_model": 128, "num_heads": 4, "num_layers": 2, "causal": True, "layer_scale": 0.1, "context": 50,
         "conv_layout": True, "max_period": 10000, "gating": "none", "norm": "layer_norm",
         "positional_embedding": "rope", "dim_feedforward": 512, "input_dimension": 128, "output_dimensions": [128]},
 }
@@ -51,8 +54,7 @@ LM: Mapping[str, Any] = {
     "depformer_dim": 128, "depformer_dim_feedforward": 528, "depformer_num_heads": 4, "depformer_num_layers": 2,
     "depformer_layer_scale": None, "depformer_multi_linear": True, "depformer_context": CODEBOOKS,
     "depformer_max_period": 10000, "depformer_gating": "silu", "depformer_pos_emb": "none",
-    "depformer_weights_per_step": True,
-    "delays": [0] + [0] + [1] * (CODEBOOKS - 1) + [0] * CODEBOOKS,  # nothing that is heard need wait
+    "depformer_weights_per_step": True, "delays": [0] + ([0] + [1] * (CODEBOOKS - 1)) * 2,
     "moshi_name": lm.WEIGHTS, "mimi_name": codec.WEIGHTS, "mimi_config_name": codec.CONFIG,
     "tokenizer_name": "tokenizer.model",
     # colder than the 7B's: a small model's second choices are seldom good ones
@@ -70,12 +72,19 @@ class CallSet:
     shares: Shares = field(default_factory=Shares)
 
 
-CALLS, CALLERS, HELD_OUT = "calls", "callers", "held_out"
+CODEC, CALLS, CALLERS, HELD_OUT = "codec", "calls", "callers", "held_out"
 SETS: Mapping[str, CallSet] = {
+    CODEC: CallSet(400, 400, seed=1),
     HELD_OUT: CallSet(20, 20, seed=1),
-    CALLERS: CallSet(2_000_000, 4500, seed=9),
+    CALLS: CallSet(12_600, 1800, seed=7),
+    "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
+    CALLERS: CallSet(2_000_000, 6000, seed=9),
+}
+SETS_TO_GO_ON: Mapping[str, CallSet] = {
+    HELD_OUT: CallSet(20, 20, seed=1),
     CALLS: CallSet(12_600, 600, seed=7),
     "questions": CallSet(1_010_500, 800, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
+    CALLERS: CallSet(2_000_000, 4500, seed=9),
 }
 
 
@@ -85,25 +94,30 @@ class NanoRecipe:
 
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
-    codec_steps: int = 5000
-    stt_steps: int = 3000
+    codec_steps: int = 5500
+    ears_steps: int = 5000
+    stt_steps: int = 12000
+    hearing_steps: int = 8000
     lm_steps: int = 3000
     mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
-    codec_begin: Path | None = BEGIN if BEGIN.exists() else None
     codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
     lm_spec: Mapping[str, Any] = field(default_factory=dict)
     stt_spec: Mapping[str, Any] = field(default_factory=lambda: {
         "heads": 4, "text_dropout": 0.3, "rest_dropout": 0.15})
+    hearing_spec: Mapping[str, Any] = field(default_factory=dict)
+    of: Path | None = None  # a folder like FOLDER/nano, to go on from
+    lm_rate: float = 1.2e-3
+    stt_rate: float = 1.5e-3
 
 
-def codec_plan(steps: int, seed: int, processes: int, device: str) -> Plan:
-    return Plan(steps, learning_rate=4e-4, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=5.0,
-                slow=codec.DECODER, seed=seed, processes=processes, device=device)
+def going_on(of: Path) -> NanoRecipe:
+    """The recipe that goes on from a model of this one's shape."""
+    return NanoRecipe(sets=SETS_TO_GO_ON, of=of, lm_steps=2200, lm_rate=8e-4, stt_steps=2200, stt_rate=1e-3)
 
 
-STAGES = ("data", "codec", "tokens", "lm", "stt")
+STAGES = ("data", "codec", "ears", "tokens", "hearing", "lm", "stt")
 
 
 def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
@@ -133,7 +147,7 @@ class _Work:
         return self.folder / "nano"
 
     @property
-    def _tokenizer(self) -> Path:
+    def tokenizer(self) -> Path:
         return self.out / "tokenizer.model"
 
     def _data(self) -> None:
@@ -149,42 +163,73 @@ class _Work:
                        progress=self._every_tenth(name))
 
     def _codec(self) -> None:
-        if not self._tokenizer.exists():
-            train_tokenizer(self._tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
-        spec = codec.CodecSpec(self.recipe.mimi, tuple(map(self._calls, (*self._whole_calls(), CALLERS))),
-                               self._calls(HELD_OUT), self._tokenizer, begin=self.recipe.codec_begin,
-                               **self.recipe.codec_spec)
-        plan = codec_plan(self.recipe.codec_steps, self.recipe.seed, self.processes, self.device)
-        train(codec.make_task, spec, plan, self.folder / "codec", self.tell)
-        self._take("codec", codec.CONFIG, codec.WEIGHTS)
+        if self.recipe.of is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            for name in (codec.CONFIG, codec.WEIGHTS, self.tokenizer.name):
+                shutil.copyfile(self.recipe.of / name, self.out / name)
+            return
+        self._train_codec("codec", "all", (CODEC,), None, self.recipe.codec_steps, {})
+        self._take("codec", codec.CONFIG)
+
+    def _ears(self) -> None:
+        if self.recipe.of is not None:
+            return
+        heard = (*self._whole_calls(), CALLERS)
+        self._train_codec("ears", "ears", heard, "codec", self.recipe.ears_steps, {"batch": 8})
+        self._take("ears", codec.WEIGHTS)
+
+    def _train_codec(self, stage: str, learns: codec.Learns, calls: tuple[str, ...], of: str | None, steps: int,
+                     different: Mapping[str, Any]) -> None:
+        spec = codec.CodecSpec(self.recipe.mimi, tuple(map(self._calls, calls)), self._calls(HELD_OUT), learns=learns,
+                               of=None if of is None else self.folder / of, **{**self.recipe.codec_spec, **different})
+        plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100, final=0.05, clip=5.0,
+                    seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(codec.make_task, spec, plan, self.folder / stage, self.tell)
 
     def _whole_calls(self) -> tuple[str, ...]:
-        return tuple(name for name in self.recipe.sets if name not in (CALLERS, HELD_OUT))
+        return tuple(name for name in self.recipe.sets if name not in (CODEC, CALLERS, HELD_OUT))
 
     def _tokens(self) -> None:
+        if not self.tokenizer.exists():
+            train_tokenizer(self.tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
         mimi = Mimi(MimiConfig.from_dict(json.loads((self.out / codec.CONFIG).read_text())))
         mimi.load_state_dict(load_file(self.out / codec.WEIGHTS))
         for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, (CALLERS,)), (HELD_OUT, (HELD_OUT,))):
             if not (out := self._encoded(encoded)).exists():
                 encode_calls([self._calls(name) for name in names], mimi.to(self.device).eval(),
-                             Tokenizer(self._tokenizer), out, workers=self.processes,
+                             Tokenizer(self.tokenizer), out, workers=self.processes,
                              progress=self._every_tenth(f"tokens of {', '.join(names)}"))
 
     def _lm(self) -> None:
-        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self._tokenizer))},
+        begins = {"ears": self.folder / "hearing"} if self.recipe.of is None else {"of": self.recipe.of}
+        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.tokenizer))},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
-                         codec=self.out, **self.recipe.lm_spec)
-        plan = Plan(self.recipe.lm_steps, learning_rate=1.2e-3, warmup=100, seed=self.recipe.seed,
+                         **{**begins, **self.recipe.lm_spec})
+        plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, warmup=100, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
         self._take("lm", lm.WEIGHTS, lm.CONFIG)
 
     def _stt(self) -> None:
+        of = {} if self.recipe.of is None else {"of": self.recipe.of / "stt"}
+        self._train_stt(self.out / "stt", self.recipe.stt_steps, {**of, **self.recipe.stt_spec})
+
+    def _hearing(self) -> None:
+        """The language model's layers, before they can speak: with its memory, or they'd be lost in a long call."""
+        if self.recipe.of is not None:
+            return
+        config = self.recipe.lm
+        lent = {"dim": config["dim"], "layers": config["num_layers"], "heads": config["num_heads"],
+                "context": config["context"], "frames": 1024, "batch": 2, "reads_text": False, "acoustic_delay": 1,
+                "meant": 1.0, "rest_dropout": 0.15}
+        self._train_stt(self.folder / "hearing", self.recipe.hearing_steps, {**lent, **self.recipe.hearing_spec})
+
+    def _train_stt(self, folder: Path, steps: int, different: Mapping[str, Any]) -> None:
         spec = stt.SttSpec((self._encoded(CALLS), self._encoded(CALLERS)), self._encoded(HELD_OUT), codec=self.out,
-                           tokenizer=self._tokenizer, **self.recipe.stt_spec)
-        plan = Plan(self.recipe.stt_steps, learning_rate=1.5e-3, seed=self.recipe.seed, processes=self.processes,
+                           tokenizer=self.tokenizer, **different)
+        plan = Plan(steps, learning_rate=self.recipe.stt_rate, seed=self.recipe.seed, processes=self.processes,
                     device=self.device, evaluate_every=400, save_every=400)
-        train(stt.make_task, spec, plan, self.out / "stt", self.tell)
+        train(stt.make_task, spec, plan, folder, self.tell)
 
     def _calls(self, name: str) -> Path:
         return self.folder / "calls" / name / LIST

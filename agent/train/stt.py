@@ -15,25 +15,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig, MimiConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
+from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import PAUSES_S, CallerWords, Transcriber, lag_of, transcribe
 from agent.train.codec import CONFIG as MIMI_CONFIG
 from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
-from agent.train.codec import load_codec
-from agent.train.initial import hear_likeness, initialise
+from agent.train.domain.reader import load
+from agent.train.initial import go_on_from, hear_likeness, initialise
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
 from agent.train.stt_data import UNKNOWN, CallerSides, Windows
-from agent.train.tokens import NO_PHONE, CallTokens, Tokens
+from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens
 from agent.train.trainer import Task, Team, TrainingError
 from agent.train.words import WordErrors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MEANT = "meant.safetensors"  # the head that tells what the caller meant; no part of the model
 
 _PAUSE_CLASSES = 6  # as in the published heads, which use the first; ours use the first two
 _HELD_OUT_WINDOWS = 16
@@ -52,15 +55,19 @@ class SttSpec:
     heads: int = 8
     context: int = 250  # frames: 20 s are enough for words
     delay_s: float = 0.5  # of the text
+    acoustic_delay: int = 0  # frames, of all codebooks but the first; 1 where it shall hear as a language model
     batch: int = 8
     frames: int = 256  # of a window
     pad_share: float = 0.3  # of the text's padding, that is asked for in a step
     pauses: float = 0.2  # of the loss
     phones: float = 0.5  # of the loss: a head of training alone that tells what is heard just now
+    meant: float = 0.3  # of the loss: a head that tells what the caller meant, for a language model to begin with
     first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
     rest_dropout: float = 0.12
     text_dropout: float = 0.1  # of the input text, left out: what is heard is to count more than what is often said
+    reads_text: bool = True  # that it wrote; False where it shall hear as a language model, whose text is the agent's
     transcribed_calls: int = 8  # of the held-out ones, while training
+    of: Path | None = None  # the folder of a trained model to go on from
 
 
 def make_task(team: Team, spec: SttSpec) -> Task:
@@ -70,7 +77,7 @@ def make_task(team: Team, spec: SttSpec) -> Task:
 class _SttTask:
     def __init__(self, team: Team, spec: SttSpec) -> None:
         self.team, self.spec = team, spec
-        codec, self.tokenizer = load_codec(spec.codec), Tokenizer(spec.tokenizer)
+        codec, self.tokenizer = _codec(spec.codec), Tokenizer(spec.tokenizer)
         self.mimi = codec.config
         self.lag = lag_of(spec.delay_s, self.mimi.frame_rate)
         calls = [call for path in spec.calls for call in self._read(path)]
@@ -80,14 +87,18 @@ class _SttTask:
         generator = torch.Generator().manual_seed(0)
         initialise(self.lm, generator)
         hear_likeness(self.lm, codec, generator)
+        if spec.of is not None:
+            go_on_from(spec.of / WEIGHTS, self.lm)
         self.phones = nn.Linear(spec.dim, LABELS_PER_FRAME * LABELS)
-        self.module: nn.Module = nn.ModuleDict({"lm": self.lm, "phones": self.phones}).to(team.device)
+        self.meant = nn.Linear(spec.dim, len(load().intents))
+        self.module: nn.Module = nn.ModuleDict(
+            {"lm": self.lm, "phones": self.phones, "meant": self.meant}).to(team.device)
         self.lm.requires_grad_(True)
-        initial = self.lm.initial_tokens(torch.device("cpu"))
-        self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial)
+        initial, delays = self.lm.initial_tokens(torch.device("cpu")), self.lm.config.delays[1:]
+        self.calls = CallerSides.of(calls, self.lag, self.mimi.frame_rate, initial, delays)
         if team.rank == 0:
             held_out = self._read(spec.held_out)
-            self.held_out = CallerSides.of(held_out, self.lag, self.mimi.frame_rate, initial)
+            self.held_out = CallerSides.of(held_out, self.lag, self.mimi.frame_rate, initial, delays)
             self.transcribed = held_out[:spec.transcribed_calls]
         dropout = [spec.text_dropout, spec.first_dropout] + [spec.rest_dropout] * (len(initial) - 2)
         self.dropout = torch.tensor(dropout)[:, None]
@@ -101,7 +112,7 @@ class _SttTask:
     def evaluate(self) -> Mapping[str, float]:
         generator = torch.Generator().manual_seed(1)
         figures = self._losses(self.held_out.draw(_HELD_OUT_WINDOWS, self.spec.frames, generator), generator)[1]
-        return {**figures, "word_errors": self.word_errors().rate}
+        return {**figures, "word_errors": self.word_errors().rate} if self.spec.reads_text else figures
 
     def word_errors(self) -> WordErrors:
         """Of the first held-out calls, streamed and greedy."""
@@ -117,6 +128,8 @@ class _SttTask:
         (folder / CONFIG).write_text(json.dumps(self.config | named, indent=2) + "\n")
         save_file({name: tensor.detach().to(torch.bfloat16).contiguous().cpu()
                    for name, tensor in self.lm.state_dict().items()}, folder / WEIGHTS)
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in self.meant.state_dict().items()},
+                  folder / MEANT)
 
     def _read(self, path: Path) -> list[CallTokens]:
         """All calls of a file. Raises TrainingError if another codec or another tokenizer made it."""
@@ -139,7 +152,9 @@ class _SttTask:
         return torch.where(dropped, any_code, inputs)
 
     def _losses(self, windows: Windows, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        inputs, text, pauses, phones = (part.to(self.team.device) for part in windows)
+        inputs, text, pauses, phones, intent = (part.to(self.team.device) for part in windows)
+        if not self.spec.reads_text:
+            inputs[:, 0] = ZERO_TOKEN
         x = self.lm.temporal(inputs)
         drawn = torch.rand(text.shape, generator=generator).to(x.device)
         asked = (text != PAD_TOKEN) | (drawn < self.spec.pad_share)
@@ -158,8 +173,23 @@ class _SttTask:
         phone_losses = F.cross_entropy(phone_logits[heard], phones[heard], reduction="sum")
         phone_loss = phone_losses / heard.sum().clamp(min=1)
         figures["phones"] = (phone_logits.argmax(-1) == phones)[phones > 0].float().mean()
-        total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss
+        told = intent != NO_INTENT
+        meant_logits = self.meant(x[told]).float()
+        meant_losses = F.cross_entropy(meant_logits, intent[told], reduction="sum")
+        meant_loss = meant_losses / told.sum().clamp(min=1)
+        figures["meant"] = (meant_logits.argmax(-1) == intent[told]).float().mean()
+        total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss + self.spec.meant * meant_loss
         return total, {name: value.item() for name, value in figures.items()}
+
+
+def _codec(folder: Path) -> Mimi:
+    path = folder / MIMI_CONFIG
+    try:
+        mimi = Mimi(MimiConfig.from_dict(json.loads(path.read_text())))
+        mimi.load_state_dict(load_file(folder / MIMI_WEIGHTS))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
+    return mimi
 
 
 def _pause_logits(lm: LanguageModel, x: Tensor) -> Tensor:
@@ -181,7 +211,7 @@ def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: 
         "card": codebook_size, "num_heads": spec.heads, "num_layers": spec.layers, "hidden_scale": 4.125,
         "causal": True, "layer_scale": None, "context": spec.context, "max_period": 10000, "gating": "silu",
         "norm": "rms_norm_f32", "positional_embedding": "rope", "depformer_multi_linear": True,
-        "delays": [0] * (1 + codebooks),
+        "delays": [0, 0] + [spec.acoustic_delay] * (codebooks - 1),
         "extra_heads_num_heads": len(PAUSES_S), "extra_heads_dim": _PAUSE_CLASSES,
         "model_type": "stt",
         "stt_config": {"audio_delay_seconds": spec.delay_s, "audio_silence_prefix_seconds": 0.0},
@@ -190,4 +220,4 @@ def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: 
     }
 
 
-__all__ = ["CONFIG", "WEIGHTS", "SttSpec", "make_task", "said_in", "stt_config"]
+__all__ = ["CONFIG", "MEANT", "WEIGHTS", "SttSpec", "make_task", "said_in", "stt_config"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,6 +33,7 @@ class Windows(NamedTuple):
     text: Tensor  # [B, T]
     pauses: Tensor  # [B, T, heads]: PAUSE_CLASS, NO_PAUSE_CLASS or UNKNOWN
     phones: Tensor  # [B, T, labels of a frame]: what is heard just now, or NO_PHONE
+    intent: Tensor  # [B, T]: after a line what it meant, else NO_INTENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +48,11 @@ class CallerSides:
     dense: float = 0.7
 
     @classmethod
-    def of(cls, calls: Iterable[CallTokens], lag: int, frame_rate: float, initial: Tensor) -> CallerSides:
-        """`lag`: frames between a word's begin and its first piece, see transcribe.lag_frames."""
-        return cls(tuple(_side(call, lag, frame_rate) for call in calls), initial)
+    def of(cls, calls: Iterable[CallTokens], lag: int, frame_rate: float, initial: Tensor, delays: Sequence[int],
+           ) -> CallerSides:
+        """`lag`: frames between a word's begin and its first piece, see transcribe.lag_frames; `delays` of the
+        codebooks."""
+        return cls(tuple(_side(call, lag, frame_rate, initial, delays) for call in calls), initial)
 
     def draw(self, count: int, frames: int, generator: torch.Generator) -> Windows:
         """`count` windows of `frames`; calls that are shorter are followed by others."""
@@ -58,7 +61,7 @@ class CallerSides:
         return Windows(*(torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True)))
 
     def _window(self, frames: int, random: np.random.Generator) -> tuple[Ints, ...]:
-        """One window: [1 + codebooks, frames], [frames], [frames, heads], [frames, labels]."""
+        """One window: [1 + codebooks, frames], [frames], [frames, heads], [frames, labels], [frames]."""
         parts: list[tuple[Ints, ...]] = []
         while frames > 0:
             side = self.sides[int(random.integers(len(self.sides)))]
@@ -72,7 +75,7 @@ class CallerSides:
             if not first:
                 inputs[:, 0] = self.initial
             parts.append((inputs, *(part[at].astype(np.int64)
-                                    for part in (side.text, side.pauses, side.phones))))
+                                    for part in (side.text, side.pauses, side.phones, side.intent))))
             frames -= len(at)
         all_inputs, *others = zip(*parts, strict=True)
         return np.concatenate(all_inputs, axis=1), *(np.concatenate(other) for other in others)
@@ -82,22 +85,27 @@ class CallerSides:
 class _Side:
     """One call's caller, T frames."""
 
-    codes: npt.NDArray[np.int16]  # [codebooks, T]
+    codes: npt.NDArray[np.int16]  # [codebooks, T], delayed
     text: npt.NDArray[np.int32]  # [T]: what each step should write
     pauses: npt.NDArray[np.int8]  # [T, heads]
     phones: npt.NDArray[np.int8]  # [T, labels of a frame]
+    intent: npt.NDArray[np.int16]  # [T]
     dense: Ints  # the frames that stay where long silences are shortened
 
 
-def _side(call: CallTokens, lag: int, frame_rate: float) -> _Side:
+def _side(call: CallTokens, lag: int, frame_rate: float, initial: Tensor, delays: Sequence[int]) -> _Side:
+    frames = call.caller.shape[1]
+    codes = initial[1:, None].repeat(1, frames)
+    for codebook, delay in enumerate(delays):  # steps up to the delay's read the initial token
+        codes[codebook, delay + 1:] = call.caller[codebook, 1:frames - delay]
     said = call.said.numpy()
     text = np.full(len(said), PAD_TOKEN, np.int32)
     text[lag:] = said[:len(said) - lag]
     speaking = call.speaking.numpy().astype(bool)
     return _Side(
-        codes=call.caller.numpy().astype(np.int16), text=text,
+        codes=codes.numpy().astype(np.int16), text=text,
         pauses=pause_classes(speaking, frame_rate).astype(np.int8), phones=call.phones.T.numpy().astype(np.int8),
-        dense=dense_frames(speaking | (text != PAD_TOKEN)))
+        intent=call.intent.numpy().astype(np.int16), dense=dense_frames(speaking | (text != PAD_TOKEN)))
 
 
 def pause_classes(speaking: npt.NDArray[np.bool_], frame_rate: float) -> Ints:

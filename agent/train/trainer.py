@@ -47,8 +47,6 @@ class Plan:
     seed: int = 0
     processes: int = 1
     device: str = "cpu"
-    slow: tuple[str, ...] = ()  # what the names of weights begin with that learn `slow_share` as fast as the others
-    slow_share: float = 0.1
     log_every: int = 50  # steps, over which figures are averaged
     evaluate_every: int = 500
     save_every: int = 500
@@ -166,7 +164,7 @@ def _run(rank: int, make: MakeTask, spec: Any, plan: Plan, folder: Path, tell: C
     for step in range(first, plan.steps):
         generator = torch.Generator(device="cpu").manual_seed(_mixed(plan.seed, step, rank))
         for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step) * group["share"]
+            group["lr"] = plan.rate(step)
         loss, figures = task.loss(step, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -187,13 +185,10 @@ def _run(rank: int, make: MakeTask, spec: Any, plan: Plan, folder: Path, tell: C
 
 
 def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.AdamW:
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, weight in module.named_parameters():
-        if weight.requires_grad:
-            groups.setdefault((weight.squeeze().dim() > 1, name.startswith(plan.slow)), []).append(weight)
+    weights = [p for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(
-        [{"params": weights, "weight_decay": plan.weight_decay if decays else 0.0,
-          "share": plan.slow_share if slow else 1.0} for (decays, slow), weights in groups.items()],
+        [{"params": [p for p in weights if p.squeeze().dim() > 1], "weight_decay": plan.weight_decay},
+         {"params": [p for p in weights if p.squeeze().dim() <= 1], "weight_decay": 0.0}],
         lr=plan.learning_rate, betas=plan.betas, fused=True)
 
 

@@ -88,12 +88,10 @@ def test_callers_alone_are_of_training(refused: Run, tmp_path: Path) -> None:
     assert said.startswith("tandem: --callers-only: for --split training alone")
 
 
-def test_a_codec_needs_a_tokenizer_that_is_there(refused: Run, tmp_path: Path) -> None:
-    (listed := tmp_path / "calls.jsonl").touch()
-    missing = tmp_path / "tokenizer.model"
-    said = refused("train", "mimi", str(tmp_path / "codec"), "--calls", str(listed), "--held-out", str(listed),
-                   "--tokenizer", str(missing))
-    assert said.startswith(f"tandem: {missing}: there is no such file")
+def test_ears_and_voice_need_a_trained_codec(refused: Run, tmp_path: Path) -> None:
+    listed = str(tmp_path / "calls.jsonl")
+    said = refused("train", "mimi", str(tmp_path / "ears"), "--calls", listed, "--held-out", listed, "--learns", "ears")
+    assert said.startswith("tandem: --learns ears: give the trained codec with --of")
 
 
 def test_a_split_that_isnt_one_is_named(refused: Run, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.lm import LanguageModel
-from agent.moshi.random_model import CODEBOOKS, LM, make_random_model
-from agent.train import codec, lm
-from agent.train.codec import load_codec
+from agent.moshi.random_model import CODEBOOKS, LM
+from agent.train import lm, stt
 from agent.train.initial import initialise
 from agent.train.lm_data import SHORTEST, Calls
 from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens, write_tokens
@@ -140,19 +140,25 @@ def test_it_learns_to_answer(tmp_path: Path) -> None:
     assert {"model.safetensors", "config.json"} <= {file.name for file in (tmp_path / "lm").iterdir()}
 
 
-def test_with_its_codec_codes_that_sound_alike_begin_near_each_other(tmp_path: Path) -> None:
-    make_random_model(tmp_path / "agent")
-    (tmp_path / "agent" / "mimi_config.json").rename(tmp_path / "agent" / codec.CONFIG)
-    calls = write(tmp_path / "calls.safetensors", [toy(0)])
-    alike, unlike = (lm.make_task(TEAM, lm.LMSpec(tiny(), calls, calls, codec=folder)).module["lm"].emb.all()
-                     for folder in (tmp_path / "agent", None))
-    centroids = load_codec(tmp_path / "agent").quantizer.rvq_first.codebooks()[0].centroids()[0]
-
-    def follows(weights: Any) -> float:
-        """Whether codes are as far from each other as their centroids: the correlation of all distances."""
-        pairs = torch.stack([torch.pdist(weights[CODEBOOKS][:len(centroids)].detach()), torch.pdist(centroids)])
-        return float(torch.corrcoef(pairs)[0, 1])
-
-    assert follows(alike) > 0.5 > abs(follows(unlike))
-    with pytest.raises(TrainingError, match="has no whole Mimi"):
-        lm.make_task(TEAM, lm.LMSpec(tiny(), calls, calls, codec=tmp_path))
+def test_ears_are_lent_by_a_speech_to_text_model(model: LanguageModel, tmp_path: Path) -> None:
+    config = {**tiny(), "n_q": CODEBOOKS, "dep_q": 0, "num_layers": 1, "delays": [0] * (1 + CODEBOOKS)}
+    ears = LanguageModel(LMConfig.from_dict(config))
+    initialise(ears, torch.Generator().manual_seed(9))
+    their_meant = torch.nn.Linear(64, 5)
+    save_file(ears.state_dict(), tmp_path / stt.WEIGHTS)
+    save_file(their_meant.state_dict(), tmp_path / stt.MEANT)
+    ours, heard, meant = LanguageModel(LMConfig.from_dict(tiny())), torch.nn.Linear(64, tiny()["text_card"]), \
+        torch.nn.Linear(64, 5)
+    ours.load_state_dict(model.state_dict())
+    lm.lend_ears(tmp_path, ours, heard, meant)
+    assert torch.equal(ours.emb.all()[CODEBOOKS], ears.emb.all()[0])
+    own, before = ours.emb.all()[0], model.emb.all()[0]
+    assert 0 < float(own.norm()) < 0.5 * float(before.norm()), "the agent's own codes are others, and say little"
+    assert torch.equal(ours.transformer.weights()[0].attend_in, ears.transformer.weights()[0].attend_in)
+    assert torch.equal(ours.transformer.weights()[1].attend_in, model.transformer.weights()[1].attend_in)
+    assert torch.equal(heard.weight, ears.text_linear.weight)
+    assert torch.equal(meant.weight, their_meant.weight)
+    wider = {**config, "dim": 128}
+    save_file(LanguageModel(LMConfig.from_dict(wider)).state_dict(), tmp_path / stt.WEIGHTS)
+    with pytest.raises(TrainingError, match="doesn't fit the language model"):
+        lm.lend_ears(tmp_path, ours, heard, meant)

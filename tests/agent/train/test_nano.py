@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agent.engine import MoshiEngine
 from agent.moshi.checkpoint import load_model
 from agent.moshi.random_model import CARD, CODEBOOKS, LM, MIMI
 from agent.step import StepInputs
 from agent.train.curves import draw_curves
-from agent.train.nano import CALLERS, CALLS, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
+from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
 from agent.train.nano import LM as NANO
 from agent.train.trainer import TrainingError
 
 TINY = NanoRecipe(
-    sets={HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
+    sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
           CALLERS: CallSet(20, 2, seed=3)},
-    codec_steps=6, stt_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
+    codec_steps=6, ears_steps=3, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
     lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},
     tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3}, lm_spec={"frames": 600},
-    stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1})
+    stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1},
+    hearing_spec={"frames": 64, "batch": 2})
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,22 @@ def test_finished_stages_stay_as_they_are(folder: Path) -> None:
         name: inode for name, inode in before.items() if "nano/" not in name}
     assert [line for line in told if line.startswith("stage")] == ["stage: data", "stage: tokens"]
     assert STAGES[0] == "data"
+
+
+def test_going_on_keeps_the_codec_and_lets_both_models_learn(folder: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, of=folder / "nano", sets={HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(30, 3, seed=5),
+                                                     CALLERS: CallSet(40, 2, seed=6)})
+    train_nano(tmp_path, recipe, processes=1, tell=lambda _: None)
+    before, after = folder / "nano", tmp_path / "nano"
+    for name in ("mimi.safetensors", "mimi_config.json", "tokenizer.model"):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+    for name in ("model.safetensors", "stt/model.safetensors"):
+        old, new = load_file(before / name), load_file(after / name)
+        changes = [float((old[key] - new[key]).abs().max()) for key in old]
+        assert 0 < max(changes) < 0.05, "it began with these weights, and has taken a few steps"
+    with pytest.raises(TrainingError, match="can't be gone on from"):
+        train_nano(tmp_path / "other", replace(recipe, lm={**recipe.lm, "dim": 32}), processes=1,
+                   tell=lambda _: None)
 
 
 def test_curves_are_drawn(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ WORDS = ("table", "four", "seven", "evening", "train", "friday", "morning", "off
 HEARD_FRAMES = 4  # of a word: each has a code of its own in each of them
 FRAME_RATE = 12.5
 LAG = 5
+AT_ONCE = (0,) * CODEBOOKS  # codebooks without delays
 WHOLE = Team(0, 1, torch.device("cpu"))
 
 
@@ -150,7 +151,7 @@ def test_held_out_figures_get_better_and_are_kept(trained):
 
 def test_the_folder_is_a_checkpoint_that_shares_the_agents_files(trained, agent, tmp_path):
     assert sorted(path.name for path in trained.iterdir()) == [
-        "config.json", "model.safetensors", "progress.jsonl", "state.pt"]
+        "config.json", "meant.safetensors", "model.safetensors", "progress.jsonl", "state.pt"]
     for folder in (agent, trained):
         shutil.copytree(folder, tmp_path / folder.name)  # together they may move
     model = load_model(tmp_path / "stt")
@@ -166,7 +167,7 @@ def test_the_folder_is_a_checkpoint_that_shares_the_agents_files(trained, agent,
 
 @pytest.fixture
 def sides(calls: list[CallTokens]) -> CallerSides:
-    return CallerSides.of(calls[:1], LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77))
+    return CallerSides.of(calls[:1], LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77), AT_ONCE)
 
 
 @pytest.mark.parametrize("dense", [0.0, 1.0])
@@ -188,10 +189,19 @@ def test_a_windows_inputs_are_what_a_step_reads(sides, calls, dense):
     assert 0 < begins < 20
 
 
+def test_delayed_codebooks_are_read_later(calls):
+    delays, initial = (0, *[2] * (CODEBOOKS - 1)), torch.full((1 + CODEBOOKS,), 77)
+    [side] = CallerSides.of(calls[:1], LAG, FRAME_RATE, initial, delays).sides
+    caller = calls[0].caller.numpy()
+    assert (side.codes[0, 1:] == caller[0, 1:]).all()
+    assert (side.codes[1:, :3] == 77).all(), "a step reads the initial token until the delay is over"
+    assert (side.codes[1:, 3:] == caller[1:, 1:-2]).all()
+
+
 def test_a_call_that_is_too_short_is_followed_by_another(calls):
     short = [replace(call, caller=call.caller[:, :30], said=call.said[:30], speaking=call.speaking[:30])
              for call in calls[:3]]
-    windows = CallerSides.of(short, LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77)).draw(
+    windows = CallerSides.of(short, LAG, FRAME_RATE, torch.full((1 + CODEBOOKS,), 77), AT_ONCE).draw(
         3, 100, torch.Generator().manual_seed(0))
     assert windows.inputs.shape == (3, 1 + CODEBOOKS, 100)
     assert windows.text.shape == (3, 100)
