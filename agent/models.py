@@ -13,12 +13,11 @@ from agent.moshi.checkpoint import Model, load_model
 from agent.moshi.random_model import make_random_model
 from agent.moshi.text import Tokenizer
 from agent.worker import Served
-from calls.settings import Settings, SettingsError
+from calls.settings import RANDOM, Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 ECHO = "echo"
-RANDOM = "random"  # the tiny model with random weights, made at first start
 
 
 def load_models(settings: Settings) -> dict[str, Served]:

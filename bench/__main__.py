@@ -17,6 +17,8 @@ PARTS = {
     "reference": "Beside the reference implementation",
     "phases": "Calls of random phases",
     "stt": "The caller's words",
+    "codec": "A training of the codec",
+    "bridge": "What the SIP bridge adds",
 }
 
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 PREFIX = "TANDEM_"
 TEST_PREFIX = "TANDEM_TEST_"  # read by the tests alone
 FILE = "tandem.toml"
+RANDOM = "random"  # as a model: the tiny one with random weights, made at first start
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]

@@ -1,4 +1,7 @@
-"""The single roles: each runs until SIGTERM or Ctrl-C, drains and returns."""
+"""The single roles: each runs until SIGTERM or Ctrl-C, drains and returns.
+
+A role imports what it runs when it starts: only the worker carries torch.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,13 @@ import signal
 import socket
 from collections.abc import Callable
 
-import uvicorn
 from redis.asyncio import Redis
 
-from admin.app import create_app
-from agent.models import load_models
-from agent.moshi.checkpoint import CheckpointError
-from agent.moshi.text import TokenizerError
-from agent.worker import Worker
 from calls import persist
 from calls.connect import open_redis
 from calls.live import EventWriter
 from calls.settings import PREFIX, Settings, SettingsError
 from media.recordings import Keeper, Storage, StorageError, keep_orphans
-from sip import pool
-from sip.addresses import EndpointError
 from tandem import log
 from tandem.errors import told_in_one_line
 
@@ -31,6 +26,11 @@ LAST_EVENTS_S = 5.0  # at the end of a role, for its last events to reach Redis
 
 
 def worker(settings: Settings) -> None:
+    from agent.models import load_models
+    from agent.moshi.checkpoint import CheckpointError
+    from agent.moshi.text import TokenizerError
+    from agent.worker import Worker
+
     redis_url(settings), secret(settings)  # say what is missing before the model is loaded, which takes minutes
     with told_in_one_line(CheckpointError, TokenizerError):
         models = load_models(settings)
@@ -45,6 +45,9 @@ def worker(settings: Settings) -> None:
 
 
 def sip(settings: Settings) -> None:
+    from sip import pool
+    from sip.addresses import EndpointError
+
     redis_url(settings), secret(settings)
     _check_storage(settings)
     with told_in_one_line(EndpointError):
@@ -52,6 +55,10 @@ def sip(settings: Settings) -> None:
 
 
 def web(settings: Settings) -> None:
+    import uvicorn
+
+    from admin.app import create_app
+
     async def run() -> None:
         app = create_app(_redis(settings))
         server = uvicorn.Server(uvicorn.Config(

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from agent.models import ensure_model
 from calls.connect import open_redis
 from calls.routing import Health, RoutingUnavailable, health
-from calls.settings import PREFIX, Settings
+from calls.settings import PREFIX, RANDOM, Settings
 from calls.store import StoreError, upgrade
 from tandem.embedded import EmbeddedError, embedded_postgres, embedded_redis
 from tandem.errors import UserError, told_in_one_line
@@ -42,8 +41,15 @@ def serve(settings: Settings) -> None:
             embedded_postgres(settings.data_dir))
         environment |= {PREFIX + "REDIS_URL": redis_url, PREFIX + "DATABASE_URL": database_url}
         upgrade(database_url)
-        ensure_model(settings)
+        if settings.model == RANDOM:
+            _make_random_model(settings)
         asyncio.run(_run(settings, redis_url, environment))
+
+
+def _make_random_model(settings: Settings) -> None:
+    from agent.models import ensure_model  # torch, which no other model needs in this process
+
+    ensure_model(settings)
 
 
 def shared_secret(settings: Settings) -> str:

@@ -65,16 +65,16 @@ class Condition:
 class Shares:
     """How often what happens in training's calls, and how strong it is: all in one place."""
 
-    bands: tuple[tuple[Band, float], ...] = (("clean", 0.15), ("wide_band", 0.15), ("phone", 0.7))
+    bands: tuple[tuple[Band, float], ...] = (("clean", 0.2), ("wide_band", 0.2), ("phone", 0.6))
     a_law: float = 0.5  # of phone calls
     loss: float = 0.3  # of phone calls lose packets
     noise: float = 0.7
-    loud: float = 0.1  # of the noises: a street instead of a room
-    babble: float = 0.1
+    loud: float = 0.2  # of the noises: a street instead of a room
+    babble: float = 0.15
     echo: float = 0.25
     reverb: float = 0.3
 
-    gain_db: tuple[float, float, float] = (-20.0, -2.0, 9.0)  # least, most often, most
+    gain_db: tuple[float, float, float] = (-24.0, -2.0, 15.0)  # least, most often, most
     quiet_db: tuple[float, float] = (-55.0, -22.0)  # of noise
     loud_db: tuple[float, float, float] = (-30.0, -22.0, 6.0)  # of noise: least, most often, most
     babble_db: tuple[float, float] = (-35.0, -8.0)

@@ -17,7 +17,7 @@ LONGEST_S = 120.0
 LONGEST_EXCHANGE_S = 26.0  # without a hold or a silence; a call that is nearer than this to its end begins no other
 
 GREETING_S = (0.2, 0.6)
-REPLY_S = (0.4, 0.65)  # the receptionist's usual pause before an answer, in which the last word is understood
+REPLY_S = (0.25, 0.5)  # the receptionist's usual pause before an answer
 EARLY_S = (0.0, 0.12)
 LATE_S = (0.9, 2.5)
 HELD_S = (2.0, 12.0)

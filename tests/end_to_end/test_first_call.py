@@ -135,6 +135,19 @@ async def test_an_ordinary_phone_talks_with_the_agent_for_half_a_minute(served: 
     assert correlation > 0.95
     assert f"recording {recording.url}  " in served.tandem("call", "show", row.id).stdout
 
+    # the token log says the same again
+    again = tmp_path / "again.wav"
+    replayed = served.tandem("call", "replay", row.id, str(again))
+    assert replayed.returncode == 0, replayed.stderr
+    _, correlation = measure_return(read_audio(again), np.concatenate([later, heard]))
+    assert correlation is not None
+    assert correlation > 0.98
+    assert [line.split()[-1] for line in replayed.stdout.splitlines()][:len(words)] == [word.text for word in words]
+    held = served.tandem("call", "replay", row.id, str(again), "--what-if", "10", "--hold")
+    assert held.returncode == 0, held.stderr
+    assert max(float(line.split()[0]) for line in held.stdout.splitlines()) < 10 + 4 * FRAME_S
+    assert "*" not in held.stdout
+
 
 async def _recording(served: Served, call: str) -> RecordingRow:
     store = Store(running_postgres(served.folder / "data"))

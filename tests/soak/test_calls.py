@@ -32,7 +32,7 @@ async def test_400_calls_one_after_another_leave_nothing_behind(
 ) -> None:
     hello = speech(tmp_path / "hello.wav", "Hello, is the line as good as before?", 3.0)
     with Surroundings(redis_url) as around, running(redis_url, tmp_path, lease_s=6.0) as bridge:
-        await sipp("short", bridge.port, "warm-up", tmp_path, calls=10, timeout_s=60)
+        await sipp("short", bridge.port, "warm-up", tmp_path, calls=30, timeout_s=60)
         await asyncio.to_thread(around.no_lease_is_left)
         [child] = bridge.children()
         threads, files, memory_kb = status(child, "Threads"), open_files(child), status(child, "VmRSS")
@@ -50,5 +50,5 @@ async def test_400_calls_one_after_another_leave_nothing_behind(
         assert [report.status for report in reports] == [200] * 4
         assert min(report.correlation or 0 for report in reports) > 0.8
         ends = [e.event for e in around.events() if isinstance(e.event, CallEnded)]
-        assert len(ends) == 10 + CALLS + 4
+        assert len(ends) == 30 + CALLS + 4
         assert {end.reason for end in ends} == {EndReason.CALLER_HUNG_UP}
