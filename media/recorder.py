@@ -71,10 +71,12 @@ class RawRecording:
         if len(line) >= HEADER_BYTES:
             raise RecordingError(f"{path}: its header is too long")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        new = path.with_suffix(".new")  # until it is locked, so that nobody takes it before
+        handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.pwrite(handle, line.ljust(HEADER_BYTES - 1) + b"\n", 0)
+            os.rename(new, path)
         except OSError:
             os.close(handle)
             raise

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,7 +72,7 @@ class Storage:
                 target = folder / path.name
                 if target.resolve() != path.resolve():
                     part = target.with_name(target.name + ".part")
-                    part.write_bytes(path.read_bytes())
+                    shutil.copyfile(path, part)
                     os.replace(part, target)
                     path.unlink()
                 return str(target.resolve())
@@ -88,15 +89,22 @@ class Storage:
 
 
 def encode(raw: RawRecording, out: Path, codec: Codec) -> None:
-    """Write the whole recording to `out`, whole or not at all. Raises OSError or av's errors, which are OSErrors or
-    ValueErrors."""
+    """Write the whole recording to `out`, whole or not at all. Raises OSError and av.error.FFmpegError."""
     container, name = _CONTAINERS[codec]
     part = out.with_name(out.name + ".part")
-    with av.open(str(part), "w", format=container) as file:
+    try:
+        _encode(raw, part, container, name, _OPUS_BITS if codec == "opus" else None)
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _encode(raw: RawRecording, out: Path, container: str, name: str, bits: int | None) -> None:
+    with av.open(str(out), "w", format=container) as file:
         stream = file.add_stream(name, rate=SAMPLE_RATE, layout="stereo")
         assert isinstance(stream, av.AudioStream)
-        if codec == "opus":
-            stream.bit_rate = _OPUS_BITS
+        if bits is not None:
+            stream.bit_rate = bits
         at = 0
         for block in raw.blocks():
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block).reshape(1, -1), format="s16",
@@ -105,7 +113,6 @@ def encode(raw: RawRecording, out: Path, codec: Codec) -> None:
             at += len(block)
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
-    os.replace(part, out)
 
 
 def keep(raw: RawRecording, storage: Storage, codec: Codec, *, lost_s: float = 0.0, paused_s: float = 0.0,
@@ -121,7 +128,7 @@ def keep(raw: RawRecording, storage: Storage, codec: Codec, *, lost_s: float = 0
         encode(raw, out, codec)
         size = out.stat().st_size
         url = storage.put(out)
-    except (OSError, ValueError) as error:
+    except (OSError, av.error.FFmpegError) as error:
         raw.close()
         raise StorageError(f"{out}: {error}") from error
     except StorageError:

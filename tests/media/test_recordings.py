@@ -85,6 +85,22 @@ def test_what_cant_be_kept_stays_for_another_try(tmp_path: Path) -> None:
     assert np.array_equal(decoded(kept.url) * 32768, tones())
 
 
+def test_a_recording_that_cant_be_encoded_leaves_no_half_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def breaks(*_: object) -> None:
+        (tmp_path / "calls" / "call.flac.part").write_bytes(b"half")
+        raise av.error.InvalidDataError(1, "broken")
+
+    monkeypatch.setattr("media.recordings._encode", breaks)
+    with pytest.raises(StorageError, match="broken"):
+        keep(recorded(tmp_path), Storage(str(tmp_path)), "flac")
+    assert [path.name for path in (tmp_path / "calls").iterdir()] == ["call.raw"]
+    raw = RawRecording.take(raw_path(tmp_path, "call"))
+    assert raw is not None, "its lock is free, so that it is tried again"
+    raw.close()
+
+
 def test_any_storage_of_fsspec_will_do_and_an_unknown_one_is_named(tmp_path: Path) -> None:
     kept = keep(recorded(tmp_path), Storage("memory://recordings/here"), "flac")
     assert kept is not None
