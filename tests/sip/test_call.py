@@ -11,7 +11,15 @@ import pytest
 from call_peers import baresip, sipp, speech
 from sip_bench import Bridge, Surroundings, wait_for
 
-from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, EndReason
+from calls.events import (
+    CallAnswered,
+    CallEnded,
+    CallLeased,
+    CallMeasured,
+    CallReceived,
+    EndReason,
+    RecordingKept,
+)
 from media.audio import SAMPLE_RATE, from_pcm16, read_audio, rms, to_pcm16
 from media.token_log import read_token_log, token_log_path
 from sip.phone import PhoneError, measure_return, phone
@@ -65,8 +73,9 @@ def energy_above_4_khz(samples: np.ndarray) -> float:
 
 async def test_a_call_is_told_from_its_ring_to_its_end(around: Surroundings, bridge: Bridge, hello: Path) -> None:
     report = await phone(bridge.uri("a-whole-call"), play=hello, codec="pcma", seconds=1.5)
-    events = around.call_of("a-whole-call")
-    received, leased, answered, ended = [envelope.event for envelope in events]
+    told = around.call_of("a-whole-call")
+    events = [envelope for envelope in told if not isinstance(envelope.event, RecordingKept)]  # which comes whenever
+    received, leased, answered, measured, ended = [envelope.event for envelope in events]
     assert isinstance(received, CallReceived)
     assert (received.caller, received.callee, received.agent) == (
         "sip:phone@127.0.0.1", bridge.uri("a-whole-call"), "agent")
@@ -83,6 +92,14 @@ async def test_a_call_is_told_from_its_ring_to_its_end(around: Surroundings, bri
         and read_token_log(token_log_path(bridge.data_dir, events[0].call)))
     assert header.model == "parrot"
     assert [step.k for step in steps] == list(range(header.steps))
+    assert isinstance(measured, CallMeasured)
+    whole = next(measure for measure in measured.measures if measure.name == "whole")
+    assert whole.count == pytest.approx(ended.frames, abs=4)
+    [kept] = await asyncio.to_thread(wait_for, lambda: [
+        envelope.event for envelope in around.events()
+        if envelope.call == events[0].call and isinstance(envelope.event, RecordingKept)])
+    assert Path(kept.url) == (bridge.data_dir / "calls" / f"{events[0].call}.flac").resolve()
+    assert kept.seconds == pytest.approx(report.seconds, abs=0.3)
 
 
 async def test_a_third_caller_of_two_slots_is_busy_and_told_when_to_come_back(
