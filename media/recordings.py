@@ -72,7 +72,7 @@ class Storage:
                 target = folder / path.name
                 if target.resolve() != path.resolve():
                     part = target.with_name(target.name + ".part")
-                    shutil.copyfile(path, part)
+                    shutil.copy(path, part)  # with its mode: nobody else may hear it
                     os.replace(part, target)
                     path.unlink()
                 return str(target.resolve())
@@ -94,6 +94,7 @@ def encode(raw: RawRecording, out: Path, codec: Codec) -> None:
     part = out.with_name(out.name + ".part")
     try:
         _encode(raw, part, container, name, _OPUS_BITS if codec == "opus" else None)
+        part.chmod(0o600)
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)

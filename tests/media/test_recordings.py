@@ -49,6 +49,7 @@ def test_flac_keeps_every_sample_of_both_sides(tmp_path: Path) -> None:
     assert kept == RecordingKept(str(tmp_path / "kept" / "call.flac"), "flac", SECONDS,
                                  (tmp_path / "kept" / "call.flac").stat().st_size, 0.5, 1.0)
     assert np.array_equal(decoded(kept.url) * 32768, tones())
+    assert oct(Path(kept.url).stat().st_mode & 0o777) == "0o600"
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["call.flac"]
 
 
