@@ -9,11 +9,14 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
+from admin import web_files
+from admin.web_calls import WebCalls
 from calls.routing import RoutingUnavailable, health
+from calls.settings import Settings
 
 
-def create_app(redis: Redis) -> FastAPI:
-    """The application over a Redis client, which it closes at its end."""
+def create_app(redis: Redis, settings: Settings, secret: bytes) -> FastAPI:
+    """The application over a Redis client, which it closes at its end; `secret` signs what browsers are given."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -21,6 +24,9 @@ def create_app(redis: Redis) -> FastAPI:
         await redis.aclose()
 
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    app.include_router(WebCalls(settings, redis, secret).router())
+    app.include_router(web_files.router())
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -10,10 +12,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from calls.sites import Site, Sites, demo_site
+
 PREFIX = "TANDEM_"
 TEST_PREFIX = "TANDEM_TEST_"  # read by the tests alone
 FILE = "tandem.toml"
 RANDOM = "random"  # as a model: the tiny one with random weights, made at first start
+ECHO = "echo"  # the agent and the model that give callers back what they say
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
@@ -21,6 +26,11 @@ Seconds = Annotated[float, Field(gt=0, le=86400)]
 
 class SettingsError(ValueError):
     """One line that names the setting and what is wrong with it."""
+
+
+def split(value: str | None) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in (value or "").split(",") if part.strip())
 
 
 class Settings(BaseSettings):
@@ -68,6 +78,26 @@ class Settings(BaseSettings):
     # the web role
     web_host: str = Field("127.0.0.1", description="address of the web role")
     web_port: Port = Field(8080, description="port of the web role")
+    web_proxies: str | None = Field(None, description="addresses of proxies before the web role, with commas, whose "
+                                    "X-Forwarded-For is believed")
+    web_requests_per_minute: int = Field(60, ge=1, le=100_000, description="of each kind, that one address may make "
+                                         "to begin and to keep browser calls")
+    web_sites: dict[str, Site] | None = Field(
+        None, description="websites that may embed calls, as JSON: `{\"pk_shop\": {\"origins\": "
+        "[\"https://shop.example\"], \"agents\": [\"agent\"], \"secret\": null}}`; none: the demo page alone")
+
+    # WebRTC
+    webrtc_host: str = Field("127.0.0.1", description="addresses of calls from browsers (UDP), with commas: such as "
+                             "browsers can reach")
+    webrtc_ports: str | None = Field(None, description="first and last UDP port of browser calls, as `40000-40999`; "
+                                     "none: any that is free")
+    webrtc_processes: int = Field(1, ge=1, le=64, description="processes that one `tandem webrtc` runs")
+    webrtc_calls: int = Field(10, ge=1, le=100, description="browser calls that one process carries")
+    turn_urls: str | None = Field(None, description="TURN servers for browsers that can't reach us directly, with "
+                                  "commas: `turn:turn.example:3478?transport=udp`")
+    turn_secret: SecretStr | None = Field(None, description="shared with the TURN servers (coturn's "
+                                          "`static-auth-secret`), for credentials that hold for some hours")
+    webrtc_relay: bool = Field(False, description="whether our side takes the TURN server's relay too")
 
     # recordings
     recording: Literal["on", "off"] = Field("on", description="whether calls are recorded, two channels each")
@@ -86,6 +116,32 @@ class Settings(BaseSettings):
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 32:
             raise ValueError("must have 32 characters or more")
+        return value
+
+    @field_validator("webrtc_host")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        for address in split(value):
+            ip_address(address)
+        if not split(value):
+            raise ValueError("must be an address")
+        return value
+
+    @field_validator("webrtc_ports")
+    @classmethod
+    def _is_range(cls, value: str | None) -> str | None:
+        if value is not None:
+            first, _, last = value.partition("-")
+            if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) <= int(last) <= 65535):
+                raise ValueError("must be two ports, 1024 or above, such as 40000-40999")
+        return value
+
+    @field_validator("turn_urls")
+    @classmethod
+    def _are_turn(cls, value: str | None) -> str | None:
+        for url in split(value):
+            if not re.fullmatch(r"turns?:[\w.\[\]:-]+(\?transport=(udp|tcp))?", url):
+                raise ValueError(f"{url!r}: must be as turn:turn.example:3478?transport=udp")
         return value
 
     @field_validator("database_url", "redis_url")
@@ -107,6 +163,25 @@ class Settings(BaseSettings):
     @property
     def recordings(self) -> str:
         return self.recordings_url or str(self.data_dir / "calls")
+
+    @property
+    def webrtc_hosts(self) -> tuple[str, ...]:
+        return split(self.webrtc_host)
+
+    @property
+    def webrtc_port_range(self) -> tuple[int, int] | None:
+        if self.webrtc_ports is None:
+            return None
+        first, _, last = self.webrtc_ports.partition("-")
+        return int(first), int(last)
+
+    @property
+    def turn_servers(self) -> tuple[str, ...]:
+        return split(self.turn_urls)
+
+    @property
+    def sites(self) -> Sites:
+        return Sites(demo_site(self.web_host, self.web_port) if self.web_sites is None else self.web_sites)
 
     @property
     def model_name(self) -> str:

@@ -79,15 +79,18 @@ class Crossing:
             self._fail()
             return SILENT_CHUNK
 
-    def received(self, chunk: bytes | None) -> None:
-        """The 20 ms that the caller said, None for silence; of the same tick as the `wanted` before it."""
+    def received(self, chunk: bytes | None, *, concealed: bool = False) -> None:
+        """The 20 ms that the caller said, None for silence; of the same tick as the `wanted` before it.
+
+        `concealed`: nothing came, `chunk` stands in for it.
+        """
         try:
             if self._framer is None or self._closed:
                 return
             if chunk is None or len(chunk) != CHUNK_BYTES:
                 chunk = None
             self._tape.append(Taped(*self._now, chunk or SILENT_CHUNK))
-            frame = self._framer.push(chunk, self._monotonic())
+            frame = self._framer.push(chunk, self._monotonic(), concealed=concealed)
             if frame is not None:
                 waiting = len(self._frames)
                 self.dropped += waiting == FRAMES_WAITING

@@ -25,7 +25,7 @@ class Frame:
 
     k: int
     pcm: bytes  # s16le[1920]
-    silent_chunks: int  # of its four: those for which nothing came, or that lie before the answer
+    silent_chunks: int  # of its four: those for which nothing came, concealed or not, or that lie before the answer
     received_at: float = 0.0  # when its last chunk came, by the bridge's clock
 
 
@@ -56,11 +56,14 @@ class Framer:
         self._parts = [SILENT_CHUNK] * self.leading
         self._silent = self.leading
 
-    def push(self, chunk: bytes | None, at: float = 0.0) -> Frame | None:
-        """Take the next 20 ms, None or a wrong size being silence; returns the frame that they complete at `at`."""
+    def push(self, chunk: bytes | None, at: float = 0.0, *, concealed: bool = False) -> Frame | None:
+        """Take the next 20 ms, None or a wrong size being silence; `concealed`: nothing came, `chunk` stands in for it.
+
+        Returns the frame that they complete at `at`.
+        """
         if chunk is None or len(chunk) != CHUNK_BYTES:
-            chunk = SILENT_CHUNK
-            self._silent += 1
+            chunk, concealed = SILENT_CHUNK, True
+        self._silent += concealed
         self._parts.append(chunk)
         if len(self._parts) < CHUNKS_PER_FRAME:
             return None

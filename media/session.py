@@ -207,6 +207,11 @@ class Session:
     def has_ended(self) -> bool:
         return self.state is State.ENDED
 
+    @property
+    def end_reason(self) -> EndReason | None:
+        """Why it ends or has ended; None while nobody wants it to."""
+        return self._why.reason if self._why is not None else None
+
     async def over(self) -> None:
         """Returns when the call has ended and the transport may hang up, if the other side hasn't."""
         await self._over.wait()

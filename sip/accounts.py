@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import pjsua2 as pj
 
+from calls.settings import ECHO
 from sip.addresses import user_of
 
 log = logging.getLogger(__name__)
 
-ECHO = "echo"  # the user, the agent and the model that gives callers back what they say
 DEFAULT_AGENT = "agent"
 RTP_PORTS = 400  # how many from the first one on
 

@@ -47,6 +47,7 @@ def _role(name: str, help_text: str, module: str, function: str) -> None:
 _role("serve", "Run everything on this machine.", "tandem.serve", "serve")
 _role("worker", "Run a worker: the model, for many calls together.", "tandem.roles", "worker")
 _role("sip", "Run the SIP bridge.", "tandem.roles", "sip")
+_role("webrtc", "Run the WebRTC bridge: calls from browsers.", "tandem.roles", "webrtc")
 _role("web", "Run the web role.", "tandem.roles", "web")
 _role("persist", "Carry events from Redis to Postgres.", "tandem.roles", "persister")
 

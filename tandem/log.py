@@ -7,7 +7,8 @@ import sys
 
 import structlog
 
-LOUD_LIBRARIES = ("websockets", "uvicorn", "alembic", "httpx", "asyncio", "huggingface_hub")
+LOUD_LIBRARIES = ("websockets", "uvicorn", "alembic", "httpx", "asyncio", "huggingface_hub", "aioice",
+                  "aiortc")
 
 
 def configure(role: str, level: str) -> None:

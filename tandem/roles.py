@@ -17,10 +17,11 @@ from redis.asyncio import Redis
 from calls import persist
 from calls.connect import open_redis
 from calls.live import EventWriter
-from calls.settings import PREFIX, Settings, SettingsError
+from calls.settings import PREFIX, Settings, SettingsError, split
 from media.recordings import Keeper, Storage, StorageError, keep_orphans
 from tandem import log
 from tandem.errors import told_in_one_line
+from tandem.supervisor import LONGER_THAN_DRAIN_S, Supervisor
 
 LAST_EVENTS_S = 5.0  # at the end of a role, for its last events to reach Redis
 
@@ -60,14 +61,44 @@ def web(settings: Settings) -> None:
     from admin.app import create_app
 
     async def run() -> None:
-        app = create_app(_redis(settings))
+        app = create_app(_redis(settings), settings, secret(settings).encode())
+        proxies = split(settings.web_proxies)
         server = uvicorn.Server(uvicorn.Config(
             app, host=settings.web_host, port=settings.web_port, log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=5))
+            server_header=False, timeout_graceful_shutdown=5, proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies)))
         await server.serve()
 
-    redis_url(settings)
+    redis_url(settings), secret(settings)
     asyncio.run(run())
+
+
+def webrtc(settings: Settings) -> None:
+    redis_url(settings), secret(settings)
+    _check_storage(settings)
+    asyncio.run(_webrtc_process(settings) if settings.webrtc_processes == 1 else _webrtc_processes(settings))
+
+
+async def _webrtc_process(settings: Settings) -> None:
+    from media.webrtc.bridge import WebBridge
+
+    async with _redis(settings) as redis:
+        bridge = WebBridge(settings, redis, secret(settings).encode())
+        _on_signal(bridge.stop)
+        await bridge.run()
+
+
+async def _webrtc_processes(settings: Settings) -> None:
+    """As many roles of one process each, side by side."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    _on_signal(lambda: (hurry if stop.is_set() else stop).set())
+    environment = {f"{PREFIX}WEBRTC_PROCESSES": "1"}
+    each = [Supervisor(["webrtc"], environment) for _ in range(settings.webrtc_processes)]
+    for supervisor in each:
+        supervisor.settled = True
+        await supervisor.start()
+    await stop.wait()
+    await asyncio.gather(*(supervisor.stop(settings.drain_s + LONGER_THAN_DRAIN_S, hurry) for supervisor in each))
 
 
 def persister(settings: Settings) -> None:

@@ -20,14 +20,13 @@ from calls.settings import PREFIX, RANDOM, Settings
 from calls.store import StoreError, upgrade
 from tandem.embedded import EmbeddedError, embedded_postgres, embedded_redis
 from tandem.errors import UserError, told_in_one_line
-from tandem.supervisor import Supervisor
+from tandem.supervisor import LONGER_THAN_DRAIN_S, Supervisor
 
 log = logging.getLogger(__name__)
 
-ROLES = ("sip", "worker", "persist", "web")  # in the order in which they end: first those who bring calls
+ROLES = ("sip", "webrtc", "worker", "persist", "web")  # in the order in which they end: first those who bring calls
 READY_TIMEOUT_S = 900.0  # the first start may have a model to download
 POLL_S = 0.2
-LONGER_THAN_DRAIN_S = 10.0  # a role that drains gets so much more before it is killed
 
 
 def serve(settings: Settings) -> None:
@@ -106,7 +105,8 @@ async def _until_ready(redis_url: str) -> None:
 
 
 def _complete(found: Health) -> bool:
-    return bool(found.bridges) and any(slots for worker in found.workers for slots, _ in worker.models.values())
+    ways = {bridge.protocol for bridge in found.bridges}
+    return ways == {"sip", "webrtc"} and any(slots for worker in found.workers for slots, _ in worker.models.values())
 
 
 def welcome(settings: Settings) -> str:
@@ -117,6 +117,7 @@ def welcome(settings: Settings) -> str:
 [bold]Tandem is ready.[/bold]
   the agent   sip:agent@{sip}   model {settings.model_name}, {settings.slots} calls at a time
   an echo     sip:echo@{sip}    gives your own voice back
+  in a page   http://{settings.web_host}:{settings.web_port}/      talk from this machine's browser
   health      http://{settings.web_host}:{settings.web_port}/healthz
   kept in     {here}
 

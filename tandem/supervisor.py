@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.5  # before a restart; doubles with every one that follows soon
 LONGEST_PAUSE_S = 30.0
 PR_SET_PDEATHSIG = 1  # prctl(2)
+LONGER_THAN_DRAIN_S = 20.0  # a role that drains gets so much more before it is killed
 STEADY_S = 60.0  # a role that ran so long starts again with the first pause
 
 

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from admin.app import create_app
 from calls.connect import open_redis
 from calls.routing import BridgeRegistry, Heartbeat, WorkerRegistry
+from calls.settings import Settings
 
 
 async def _get(port: int, path: str) -> tuple[int, Any]:
@@ -31,7 +32,7 @@ async def _get(port: int, path: str) -> tuple[int, Any]:
 
 async def _serving(redis: Redis) -> AsyncIterator[int]:
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(redis), port=port, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(redis, Settings(), b"s" * 32), port=port, log_config=None))
     running = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
         while not server.started:

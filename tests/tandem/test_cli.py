@@ -50,6 +50,7 @@ def test_a_file_that_isnt_toml_stops_the_start(refused: Run, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("role", "missing"), [
     ("worker", "TANDEM_REDIS_URL"), ("sip", "TANDEM_REDIS_URL"), ("web", "TANDEM_REDIS_URL"),
+    ("webrtc", "TANDEM_REDIS_URL"),
     ("persist", "TANDEM_REDIS_URL")])
 def test_a_single_role_says_which_setting_it_misses(refused: Run, role: str, missing: str) -> None:
     assert missing in refused(role)

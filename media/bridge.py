@@ -1,0 +1,157 @@
+"""What every bridge process is, whatever carries its calls: its sessions, its signs of life, its end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import socket
+import uuid
+from collections.abc import Coroutine
+from typing import ClassVar, Literal, Protocol
+
+from redis.asyncio import Redis
+
+from calls.events import CallReceived, EndReason
+from calls.live import EventWriter
+from calls.routing import BridgeRegistry, Router, RoutingUnavailable
+from calls.settings import Settings
+from media.recordings import Keeper, Storage
+from media.session import Events, Overloaded, Session, SessionSettings
+
+log = logging.getLogger(__name__)
+
+RECORDINGS_DRAIN_S = 10.0  # at the end, for the last recordings to be kept
+EVENTS_DRAIN_S = 5.0  # at the end, for the last events to reach Redis
+LAST_CALLS_S = 6.0  # for calls that we end to say goodbye
+LAST_WORDS_S = 3.0  # for what still talks to Redis then
+POLL_S = 0.05
+
+
+class ShuttingDown(Overloaded):
+    """This process ends, or is replaced."""
+
+    reason: ClassVar[EndReason] = EndReason.SHUTDOWN
+
+
+class Carried(Protocol):
+    """A call that a bridge carries."""
+
+    @property
+    def session(self) -> Session: ...
+
+
+class CallBridge:
+    """One process's calls; a transport's bridge adds how they come in, and `capacity`."""
+
+    protocol: ClassVar[Literal["sip", "webrtc"]]
+
+    def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
+        self.name = f"{socket.gethostname()}-{self.protocol}-{secrets.token_hex(4)}"
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._events = EventWriter(redis, self.name, kept_events=settings.kept_events)
+        self._router = Router(redis, secret, lease_s=settings.lease_s)
+        self._registry = BridgeRegistry(redis, expiry_s=settings.expiry_s)
+        self._afterwards = EventWriter(redis, f"{self.name}-recordings", kept_events=settings.kept_events)
+        self._recordings = Keeper(Storage(settings.recordings), settings.recording_codec, self._afterwards)
+        self._calls: dict[Carried, asyncio.Task[None]] = {}
+        self._served = 0
+        self._closing = False  # may be read by a library's threads too
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._over = asyncio.Event()
+
+    @property
+    def capacity(self) -> int:
+        """How many calls this process carries at a time."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Take no new calls, let those that run end for at most `drain_s`; a second time: end them now."""
+        (self._hurry if self._stop.is_set() else self._stop).set()
+
+    # for the transport's bridge
+
+    def new_session(self, received: CallReceived, model: str, events: Events | None = None) -> Session:
+        """A call has come in; `events` in place of this process's, to overhear them."""
+        settings = SessionSettings(
+            self._settings.lease_s, self._settings.data_dir, records=self._settings.recording == "on")
+        return Session(uuid.uuid4().hex, received, model, leases=self._router, events=events or self._events,
+                       recordings=self._recordings, settings=settings)
+
+    def carry(self, call: Carried, work: Coroutine[None, None, None]) -> None:
+        """Run a call's task to its end."""
+        task = asyncio.create_task(work)
+        self._calls[call] = task
+        task.add_done_callback(lambda _: self._done(call))
+
+    async def run_until_stopped(self) -> None:
+        """Give signs of life and send events; after `stop` end the calls, so that nothing of them is lost."""
+        writers = (self._events, self._afterwards)
+        sending = [asyncio.create_task(writer.run()) for writer in writers]
+        beating = asyncio.create_task(self._heart())
+        await self._stop.wait()
+        await self._drain()
+        if unkept := await self._recordings.drain(RECORDINGS_DRAIN_S):
+            log.warning("%d recordings are left for the persister to keep", unkept)
+        unsent = sum(await asyncio.gather(*(writer.drain(EVENTS_DRAIN_S) for writer in writers)))
+        if unsent:
+            log.error("%d events could not be sent and are lost", unsent)
+        self._over.set()
+        for task in sending:
+            task.cancel()
+        await asyncio.wait((*sending, beating), timeout=LAST_WORDS_S)
+        with contextlib.suppress(RoutingUnavailable):
+            await self._registry.leave(self.name)
+
+    def is_due(self) -> bool:
+        """Whether this process should make room for a fresh one, and nobody would notice."""
+        return False
+
+    async def beat(self) -> None:
+        """A sign of life; raises RoutingUnavailable."""
+        capacity = 0 if self._closing else self.capacity
+        await self._registry.beat(self.name, self.protocol, len(self._calls), capacity)
+
+    def _done(self, call: Carried) -> None:
+        task = self._calls.pop(call)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("call %s failed", call.session.call, exc_info=error)
+        self._served += 1
+
+    async def _heart(self) -> None:
+        """A sign of life every `heartbeat_s`; calls go on without Redis, so its absence is only logged."""
+        reachable = True
+        while not self._over.is_set():
+            try:
+                await self.beat()
+                reachable = True
+            except RoutingUnavailable as away:
+                if reachable:
+                    log.warning("no new calls can be taken: %s", away)
+                reachable = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.heartbeat_s):
+                    await self._over.wait()
+            if self.is_due() and not self._closing:
+                log.info("%d calls served: this process makes room for a fresh one", self._served)
+                self._stop.set()
+
+    async def _drain(self) -> None:
+        """No new calls; those that run go on for `drain_s`, then we end them."""
+        self._closing = True
+        if self._calls:
+            log.info("ending: %d calls go on for at most %g s", len(self._calls), self._settings.drain_s)
+        await self._until_idle(self._settings.drain_s, self._hurry)
+        for call in self._calls:
+            call.session.end(EndReason.SHUTDOWN)
+        await self._until_idle(LAST_CALLS_S, asyncio.Event())
+        for call in self._calls:
+            log.error("call %s doesn't end", call.session.call)
+
+    async def _until_idle(self, timeout_s: float, hurry: asyncio.Event) -> None:
+        deadline = self._loop.time() + timeout_s
+        while self._calls and not hurry.is_set() and self._loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
