@@ -5,6 +5,7 @@ Every request is checked in this order: its size, its origin, how often its addr
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
@@ -16,6 +17,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from redis.asyncio import Redis
+from starlette.requests import ClientDisconnect
 
 from calls import turn
 from calls.offers import Answer, Offers
@@ -37,6 +39,7 @@ from media.webrtc.sdp import BadSdp, parse_offer
 log = logging.getLogger(__name__)
 
 BODY_BYTES = 64 * 1024
+BODY_S = 10.0  # for all of it to come
 RESUME_WITHIN_S = 10  # as media.webrtc.call has it
 PREFLIGHT_S = 600  # for which a browser keeps what it was allowed
 PREFIX = "/api/web"
@@ -253,13 +256,17 @@ class WebCalls:
 async def _body(request: Request) -> bytes:
     """All of it, if it isn't too large."""
     length = request.headers.get("content-length", "0")
-    if not length.isdecimal() or int(length) > BODY_BYTES:
+    if length.isdecimal() and int(length) > BODY_BYTES:
         raise Refused("too_large")
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > BODY_BYTES:
-            raise Refused("too_large")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                body += part
+                if len(body) > BODY_BYTES:
+                    raise Refused("too_large")
+    except (TimeoutError, ClientDisconnect):
+        raise Refused("bad_request", "The request didn't come whole.") from None
     return body
 
 

@@ -86,9 +86,9 @@ class Offers:
         answer = Answer("unavailable", "no WebRTC process is alive")
         asked: list[str] = []
         for _ in range(ATTEMPTS):
-            bridge, full = await self._least_loaded(asked)
+            bridge = await self._least_loaded(asked)
             if bridge is None:
-                return Answer("busy", "all calls are taken") if full and not asked else answer
+                break
             asked.append(bridge)
             answer = await self._ask(bridge, Request("call", "", 0.0, sdp=sdp, **about))
             if answer.error not in ("busy", "unavailable"):
@@ -106,13 +106,13 @@ class Offers:
             return Answer("call_over", "the call is over")
         return await self._ask(bridge, Request("end", "", 0.0, call=call))
 
-    async def _least_loaded(self, but: list[str]) -> tuple[str | None, bool]:
-        """A process with room, but not one of these; and whether there are any without."""
-        found = [bridge for bridge in (await health(self._redis)).bridges if bridge.protocol == "webrtc"]
-        free = [bridge for bridge in found if bridge.calls < bridge.capacity and bridge.bridge not in but]
-        random.shuffle(free)  # among the equally loaded
-        free.sort(key=lambda bridge: bridge.calls / bridge.capacity)
-        return (free[0].bridge if free else None), any(bridge.capacity for bridge in found)
+    async def _least_loaded(self, but: list[str]) -> str | None:
+        """The process that takes calls and has the fewest for its size, but none of these. It may be full: then it
+        says so itself, and the call that it doesn't take has a row."""
+        found = [bridge for bridge in (await health(self._redis)).bridges
+                 if bridge.protocol == "webrtc" and bridge.capacity and bridge.bridge not in but]
+        random.shuffle(found)  # among the equally loaded
+        return min(found, key=lambda bridge: bridge.calls / bridge.capacity).bridge if found else None
 
     async def _lives(self, bridge: str) -> bool:
         return any(found.bridge == bridge for found in (await health(self._redis)).bridges)

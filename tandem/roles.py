@@ -81,11 +81,13 @@ def webrtc(settings: Settings) -> None:
 
 async def _webrtc_process(settings: Settings) -> None:
     from media.webrtc.bridge import WebBridge
+    from media.webrtc.ice import BadAddress
 
     async with _redis(settings) as redis:
         bridge = WebBridge(settings, redis, secret(settings).encode())
         _on_signal(bridge.stop)
-        await bridge.run()
+        with told_in_one_line(BadAddress):
+            await bridge.run()
 
 
 async def _webrtc_processes(settings: Settings) -> None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from typing import ClassVar, Literal
 
 from aiortc import RTCCertificate
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from calls.events import CallReceived
+from calls.events import CallEnded, CallReceived, EndReason
 from calls.offers import Answer, Inbox, Request
 from calls.routing import Busy, Refusal, RoutingUnavailable
 from calls.settings import ECHO, Settings
 from calls.turn import credentials
 from media.bridge import CallBridge
 from media.webrtc.call import CallOver, Overheard, WebCall
-from media.webrtc.ice import IceSettings, Relay
+from media.webrtc.ice import IceSettings, Relay, check_address
 from media.webrtc.sdp import BadSdp, Offer, parse_offer
 
 log = logging.getLogger(__name__)
 
 REDIS_AWAY_S = 0.5  # before Redis is asked again
+FULL = "all calls of this WebRTC process are taken"
 ANSWERING = 32  # requests that are dealt with at a time
 
 
@@ -44,6 +46,9 @@ class WebBridge(CallBridge):
         return self._settings.webrtc_calls
 
     async def run(self) -> None:
+        """Raises BadAddress when it can't listen."""
+        for host in self._settings.webrtc_hosts:
+            check_address(host)
         taking = asyncio.create_task(self._take_requests())
         log.info("WebRTC on %s, %d calls at a time", ", ".join(self._settings.webrtc_hosts), self.capacity)
         await self.run_until_stopped()
@@ -92,7 +97,8 @@ class WebBridge(CallBridge):
         if self._closing:
             return Answer("unavailable", "this process is ending")
         if len(self._calls) >= self.capacity:
-            return Answer("busy", "all calls of this process are taken")
+            self._note_busy(request)
+            return Answer("busy", FULL)
         call = WebCall(self._certificate, self._ice_settings())
         call.session = self.new_session(
             self._received(request), ECHO if request.agent == ECHO else self._settings.model_name,
@@ -138,6 +144,13 @@ class WebBridge(CallBridge):
             return Answer("call_over", "the call is over")
         call.hang_up()
         return Answer(call=request.call)
+
+    def _note_busy(self, request: Request) -> None:
+        """A call that there is no room for has a row too."""
+        if not self._events.full:
+            call = uuid.uuid4().hex
+            self._events.emit(call, 0, self._received(request))
+            self._events.emit(call, 0, CallEnded(EndReason.BUSY, "local", None, FULL, 0, 0, 0, 0))
 
     def _received(self, request: Request) -> CallReceived:
         caller = f"{request.visitor}@{request.client}" if request.visitor else request.client

@@ -13,9 +13,8 @@ import contextlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any
 
 from aiortc import RTCCertificate
 
@@ -37,6 +36,8 @@ RESUME_WITHIN_S = 10.0  # without a sign of the browser; then the call is over
 AWAY_AFTER_S = 2.0  # without one, after which the page is told that its sound doesn't arrive
 FIRST_CONNECTION_S = 20.0  # from the answer
 WATCH_EVERY_S = 0.25
+FIRST_PACKET_S = 0.1  # for which the clock waits
+LATE_S = 0.012  # that a packet may come after its tick
 GOODBYE_S = 0.5  # at the end, for the last message to leave
 LATEST_TICK_S = 1.0  # behind its time; then the clock's schedule begins anew
 UTTERANCES_KEPT = 50  # to be told again to a page that comes back
@@ -102,6 +103,7 @@ class WebCall:
         self._peer: Peer | None = None  # the one that is connected
         self._coming: tuple[Peer, asyncio.Task[None]] | None = None  # answered, not connected yet
         self._connected = asyncio.Event()
+        self._came = asyncio.Event()  # a packet of sound, since the event was last cleared
         self._listener = Listener()
         self._encoder = Encoder()
         self._words = Words()
@@ -139,8 +141,10 @@ class WebCall:
                 answer = await peer.restart(offer)
                 self._coming = peer, asyncio.create_task(self._join(peer, peer.rejoin))
             else:
-                peer = Peer(offer, self, self._certificate, self._ice)
-                answer = await self._answer(peer)
+                answer = await self._answer(Peer(offer, self, self._certificate, self._ice))
+            if self.session.has_ended:  # meanwhile: nobody else closes what has just been opened
+                await self._leave_coming()
+                raise CallOver
             return answer
 
     def hang_up(self) -> None:
@@ -194,18 +198,18 @@ class WebCall:
         self._coming = peer, asyncio.create_task(self._join(peer, peer.connect))
         return answer
 
-    async def _join(self, peer: Peer, connect: Callable[[], Any]) -> None:
+    async def _join(self, peer: Peer, connect: Callable[[], Awaitable[None]]) -> None:
         try:
             await connect()
-        except ConnectionError as error:
-            log.info("call %s: a connection doesn't come up: %s", self.session.call, error)
+        except Exception as error:  # noqa: BLE001 - a task's edge, logged: what a browser sends may fail anywhere in aiortc
+            log.warning("call %s: a connection doesn't come up: %s: %s", self.session.call, type(error).__name__, error)
             if peer is not self._peer:
                 self._close_later(peer)
             return
         before, self._peer = self._peer, peer
         self.alive(peer)
         if before is not peer:
-            self._listener, self._encoder = Listener(), Encoder()  # its streams begin anew
+            self._listener, self._encoder = Listener(self._listener.counts), Encoder()  # its streams begin anew
             if before is not None:
                 log.info("call %s goes on over another connection", self.session.call)
                 self._close_later(before)
@@ -228,22 +232,36 @@ class WebCall:
         task.add_done_callback(self._closing.discard)
 
     async def _tick(self, crossing: Crossing) -> None:
-        """The call's clock: every 20 ms of an absolute schedule a piece each way."""
+        """The call's clock: every 20 ms of an absolute schedule a piece each way.
+
+        It begins with a packet of the browser's, so that those that follow come about when their ticks do: what is
+        heard is sent at the tick, what is said is taken as it comes, at most LATE_S later.
+        """
+        await self._packet(FIRST_PACKET_S)
         due = self._loop.time()
         while True:
             heard = crossing.wanted()
+            if self._peer is not None:
+                self._peer.send(self._encoder.encode(heard) if self._peer.connected else b"")
+            if self._listener.is_late:
+                await self._packet(LATE_S)
             said = self._listener.tick()
             if self._muted:
                 said = Piece(SILENT_CHUNK, concealed=False)
             crossing.received(said.chunk, concealed=said.concealed)
-            if self._peer is not None:
-                self._peer.send(self._encoder.encode(heard) if self._peer.connected else b"")
             due += CHUNK_S
             left_s = due - self._loop.time()
             if left_s < -LATEST_TICK_S:
                 log.warning("call %s: its clock was late by %.1f s", self.session.call, -left_s)
                 due = self._loop.time()
             await asyncio.sleep(max(0.0, left_s))
+
+    async def _packet(self, within_s: float) -> None:
+        """Wait for the next packet of the browser's sound, but not longer."""
+        self._came.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._came.wait()
 
     async def _watch(self) -> None:
         """Notices when the network is away, and when for too long."""
@@ -263,6 +281,7 @@ class WebCall:
     async def _hang_up(self) -> None:
         """Say goodbye, and close all connections."""
         reason = self.session.end_reason or EndReason.FAILED
+        await self._leave_coming()
         self._say_state("ended", reason.value)
         peer = self._peer
         if peer is not None:
@@ -271,7 +290,6 @@ class WebCall:
                     while not peer.all_said:  # noqa: ASYNC110 - the channel tells nobody
                         await asyncio.sleep(CHUNK_S)
             self._close_later(peer)
-        await self._leave_coming()
         if self._closing:
             await asyncio.wait(self._closing)
         counts = self._listener.counts
@@ -287,6 +305,7 @@ class WebCall:
     def sound(self, peer: Peer, timestamp: int, payload: bytes) -> None:
         if peer is self._peer:
             self._listener.push(timestamp, payload)
+            self._came.set()
 
     def message(self, peer: Peer, message: str | bytes) -> None:
         """Of the page's: unknown and wrong ones are ignored and counted, too many or too large end the call."""

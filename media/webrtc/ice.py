@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,20 @@ CONNECT_S = 15.0  # from the answer to a pair of addresses that works
 DATAGRAMS_WAITING = 500  # from the socket to DTLS; the next drops the oldest
 DATAGRAMS_PER_S = 500  # 50 are sound; what is above it is dropped
 PORT_ATTEMPTS = 50
+
+
+class BadAddress(ValueError):
+    """One line that says why we can't listen there."""
+
+
+def check_address(host: str) -> None:
+    """Raises BadAddress for one that isn't this machine's."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise BadAddress(f"TANDEM_WEBRTC_HOST: can't listen on {host}: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 
 TICK = 960  # samples of the RTP clock in 20 ms
-WINDOW_TICKS = 150  # 3 s without need of a piece that waits, after which it may go
+WINDOW_TICKS = 500  # 10 s without need of a piece that waits, after which it may go
 MOST_WAITING = 10 * TICK  # samples in the buffer: 200 ms
 KEPT_OF_TOO_MANY = 2 * TICK
 LONGEST_GAP = 50 * TICK  # a jump of timestamps above it is a new beginning
@@ -73,8 +73,9 @@ class JitterCounts:
 class JitterBuffer:
     """Packets in by `push`; `next` gives what to decode or conceal next, until it gives None: nothing is there."""
 
-    def __init__(self) -> None:
-        self.counts = JitterCounts()
+    def __init__(self, counts: JitterCounts | None = None) -> None:
+        """`counts` go on counting, where this buffer takes another one's place."""
+        self.counts = counts or JitterCounts()
         self._packets: deque[tuple[int, Packet]] = deque()  # rising timestamps, unwrapped
         self._due: int | None = None  # the timestamp that is played next
         self._last = 0  # the newest timestamp, unwrapped

@@ -15,6 +15,7 @@ MOST_BYTES = 32 * 1024
 MOST_LINES = 1000
 MOST_CANDIDATES = 32
 LONGEST_LINE = 1000
+LOWEST_PORT = 1024
 OPUS_RATE = 48_000  # of its RTP clock, whatever the sound's rate (RFC 7587)
 SCTP_PORT = 5000
 
@@ -187,12 +188,13 @@ def _transport(first: _Lines, session: _Lines, media: list[_Lines]) -> Transport
 
 
 def _usable(candidate: str) -> bool:
-    """Whether we may send checks there: UDP to one host's address. Names (.local) are none of ours to look up: their
-    owner's own checks tell where they come from. Raises BadSdp for what is no candidate."""
+    """Whether we send checks there: UDP to one host's address, at a port that no old service has. Names (.local) are
+    none of ours to look up: their owner's own checks tell where they come from. Raises BadSdp for what is no candidate.
+    """
     found = _CANDIDATE.fullmatch(candidate)
     if found is None or int(found["port"]) > 65535 or int(found["priority"]) >= 2**32:
         raise BadSdp(f"not a candidate: {candidate[:60]!r}")
-    if found["protocol"].lower() != "udp" or found["component"] != "1" or not int(found["port"]):
+    if found["protocol"].lower() != "udp" or found["component"] != "1" or int(found["port"]) < LOWEST_PORT:
         return False
     try:
         address = ipaddress.ip_address(found["address"])

@@ -22,6 +22,7 @@ from media.webrtc.jitter import JitterBuffer, JitterCounts, Missing, Packet
 
 BIT_RATE = 32_000
 COMPLEXITY = "5"  # of 10: a third of the time, and at this rate the ear can't tell
+STOPPED = 5  # ticks without anything, after which the next packet isn't expected any more
 _DECODED_RATE = 48_000
 
 _COMPARED = CHUNK  # samples that are compared to find the pitch
@@ -134,12 +135,13 @@ class Piece(NamedTuple):
 class Listener:
     """The caller's packets, as they come -> a piece at every tick."""
 
-    def __init__(self) -> None:
-        self._buffer = JitterBuffer()
+    def __init__(self, counts: JitterCounts | None = None) -> None:
+        self._buffer = JitterBuffer(counts)
         self._decoder = Decoder()
         self._concealer = Concealer()
         self._ready: Samples = np.zeros(0, np.float32)
         self._began = False
+        self._nothing = 0  # ticks in a row for which nothing was there
 
     @property
     def counts(self) -> JitterCounts:
@@ -148,6 +150,11 @@ class Listener:
     def push(self, timestamp: int, payload: bytes) -> None:
         self._began = True
         self._buffer.push(timestamp, payload)
+
+    @property
+    def is_late(self) -> bool:
+        """The packet that is due isn't there, and should be: it may be worth a short wait."""
+        return self._began and self._nothing < STOPPED and self._ready.size < CHUNK and not self._buffer.queued
 
     def tick(self) -> Piece:
         """The next 20 ms."""
@@ -170,6 +177,7 @@ class Listener:
                     decoded, concealed = self._concealer.missing(samples // 2), True
                 case None:
                     decoded, concealed = self._concealer.missing(CHUNK - self._ready.size), True
+            self._nothing = self._nothing + 1 if due is None else 0
             self._ready = np.concatenate([self._ready, decoded])
         self._buffer.ticked()
         chunk, self._ready = self._ready[:CHUNK], self._ready[CHUNK:]
