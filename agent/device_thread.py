@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from agent.engine import Engine, Sampling, StepInputs, StepOutputs, TextMode
+from agent.engine import Engine, Sampling, StepInputs, StepOutputs
+from agent.monologue import FREE, Command, Force, Monologue, Outcome
 from agent.scheduler import Frame, Scheduler
 from calls.priority import STEP, before_others
-from calls.wire import SamplingSettings, Step
+from calls.wire import FORCED, MUTED, SamplingSettings, Step
+
+BEHIND = 0.6  # of a frame's length that a frame may wait before the caller's words are left out of its step
+MAX_COMMANDS = 32  # that wait for a call's next frame
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +32,15 @@ class Stepped:
 
     step: Step
     pcm: bytes  # s16le, the agent's frame
+    outcomes: tuple[Outcome, ...] = ()  # of commands
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """A command that changes how a call's tokens are drawn."""
+
+    id: str
+    sampling: SamplingSettings
 
 
 @dataclass(eq=False)
@@ -37,7 +51,9 @@ class Seat:
     sampling: SamplingSettings
     deliver: Callable[[Stepped], None]  # called on the device thread: translate and enqueue, no more
     us_to_boundary: int  # from the moment it joined
+    monologue: Monologue | None = None  # None: the model has no text; stepped by the device thread alone
     fresh: bool = True  # its first step starts the slot anew
+    commands: deque[Command | Resampling] = field(default_factory=deque)  # for the next frame
 
 
 def now_us() -> int:
@@ -63,6 +79,7 @@ class DeviceThread:
         self._seats: dict[int, Seat] = {}
         period_us = engine.info.frame_samples * 1_000_000 // engine.info.sample_rate
         self._scheduler: Scheduler[bytes] = Scheduler(period_us)
+        self._behind_us = int(BEHIND * period_us)
         self._changed = threading.Condition()  # guards all of the above
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"device-{engine.info.name}", daemon=True)
@@ -83,14 +100,16 @@ class DeviceThread:
         with self._changed:
             return len(self._seats)
 
-    def join(self, sampling: SamplingSettings, deliver: Callable[[Stepped], None]) -> Seat | None:
+    def join(self, sampling: SamplingSettings, deliver: Callable[[Stepped], None],
+             monologue: Monologue | None = None) -> Seat | None:
         """A seat on a free slot; None when all are taken."""
         with self._changed:
             if not self._free:
                 return None
             slot = min(self._free)
             self._free.remove(slot)
-            seat = self._seats[slot] = Seat(slot, sampling, deliver, self._scheduler.join(slot, now_us()))
+            seat = self._seats[slot] = Seat(
+                slot, sampling, deliver, self._scheduler.join(slot, now_us()), monologue)
             return seat
 
     def leave(self, seat: Seat) -> int:
@@ -113,37 +132,94 @@ class DeviceThread:
             self._changed.notify()
             return gone
 
+    def command(self, seat: Seat, command: Command | Resampling) -> bool:
+        """Have a command count from the seat's next frame on; False when too many wait for it."""
+        with self._changed:
+            if len(seat.commands) == MAX_COMMANDS:
+                return False
+            seat.commands.append(command)
+            return True
+
     def _run(self) -> None:
         before_others(STEP)
         try:
             while (collected := self._collect()) is not None:
-                seats, frames = collected
-                began_us = now_us()
-                outputs = self.engine.step(_inputs(self.engine, seats, frames))
-                _deliver(seats, frames, outputs, began_us, now_us() - began_us)
+                self._step(collected)
         except Exception as error:  # the thread's edge: a step that fails ends the worker, loudly
             log.exception("the engine %s failed", self.engine.info.name)
             self._failed(error)
 
-    def _collect(self) -> tuple[list[Seat], list[Frame[bytes]]] | None:
-        """Wait for frames that are due; None when the thread should end."""
+    def _collect(self) -> list[_Due] | None:
+        """Wait for frames that are due, and take the commands for them; None when the thread should end."""
         with self._changed:
             while not self._stopping:
                 slots = self._scheduler.due(now_us())
                 if slots:
-                    return [self._seats[slot] for slot in slots], self._scheduler.take(slots)
+                    due = [_Due(self._seats[slot], frame, list(self._seats[slot].commands))
+                           for slot, frame in zip(slots, self._scheduler.take(slots), strict=True)]
+                    for one in due:
+                        one.seat.commands.clear()
+                    return due
                 wait_us = self._scheduler.wait_us(now_us())
                 self._changed.wait(None if wait_us is None else wait_us / 1e6)
             return None
 
+    def _step(self, due: list[_Due]) -> None:
+        """One step of the seats that are due, each told what its monologue wants."""
+        began_us = now_us()
+        for one in due:
+            one.take()
+        # What callers say never costs the agent a frame: where one waits too long, this step isn't transcribed.
+        behind = any(began_us - one.frame.arrived_us > self._behind_us for one in due)
+        outputs = self.engine.step(_inputs(self.engine, due), transcribe=not behind)
+        for one, text in zip(due, outputs.text, strict=True):
+            one.took(int(text))
+        _deliver(due, outputs, began_us, now_us() - began_us)
 
-def _inputs(engine: Engine, seats: list[Seat], frames: list[Frame[bytes]]) -> StepInputs:
+
+@dataclass
+class _Due:
+    """A seat that steps now: its frame, and what it is told."""
+
+    seat: Seat
+    frame: Frame[bytes]
+    commands: list[Command | Resampling]
+    force: Force = FREE
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def take(self) -> None:
+        """Before the step: commands in their order, then what they make of this frame."""
+        seat, k = self.seat, self.frame.k
+        for command in self.commands:
+            if isinstance(command, Resampling):
+                changed = {name: value for name, value in vars(command.sampling).items() if value is not None}
+                seat.sampling = replace(seat.sampling, **changed)
+                self.outcomes.append(Outcome(command.id, "set", k, k))
+            else:
+                assert seat.monologue is not None, "a model without text takes no commands"
+                self.outcomes += seat.monologue.take(command, k)
+        if seat.monologue is not None:
+            self.force = seat.monologue.force(k)
+
+    def took(self, text: int) -> None:
+        """After the step, which took this token."""
+        if self.seat.monologue is not None:
+            self.outcomes += self.seat.monologue.took(self.frame.k, text)
+
+
+def _inputs(engine: Engine, due: list[_Due]) -> StepInputs:
+    seats = [one.seat for one in due]
     fresh = [seat.fresh for seat in seats]
     for seat in seats:
         seat.fresh = False
-    return StepInputs.free(
-        [seat.slot for seat in seats], fresh, np.stack([from_s16le(frame.pcm) for frame in frames]), engine.info,
+    inputs = StepInputs.free(
+        [seat.slot for seat in seats], fresh, np.stack([from_s16le(one.frame.pcm) for one in due]), engine.info,
         _sampling(engine.default_sampling(len(seats)), seats))
+    for row, one in enumerate(due):
+        inputs.text_mode[row], inputs.forced_text[row] = one.force.text_mode, one.force.forced_text
+        if one.force.muted:
+            inputs.forced_audio[row] = engine.silence
+    return inputs
 
 
 def _sampling(rows: Sampling, seats: list[Seat]) -> Sampling:
@@ -155,14 +231,14 @@ def _sampling(rows: Sampling, seats: list[Seat]) -> Sampling:
     return rows
 
 
-def _deliver(seats: list[Seat], frames: list[Frame[bytes]], outputs: StepOutputs, began_us: int,
-             in_step_us: int) -> None:
-    for row, (seat, frame) in enumerate(zip(seats, frames, strict=True)):
+def _deliver(due: list[_Due], outputs: StepOutputs, began_us: int, in_step_us: int) -> None:
+    for row, one in enumerate(due):
+        seat, frame, force = one.seat, one.frame, one.force
         step = Step(
             k=frame.k,
             text=int(outputs.text[row]),
             sampled_text=int(outputs.sampled_text[row]),
-            mode=int(TextMode.FREE),
+            mode=force.text_mode | FORCED * (force.forced_text >= 0) | MUTED * force.muted,
             agent_codes=_codes(outputs.agent_codes[row]),
             caller_codes=_codes(outputs.caller_codes[row]),
             caller_text=int(outputs.caller_text[row]),
@@ -172,7 +248,7 @@ def _deliver(seats: list[Seat], frames: list[Frame[bytes]], outputs: StepOutputs
             us_waited=max(0, began_us - frame.arrived_us),
             us_in_step=in_step_us,
         )
-        seat.deliver(Stepped(step, to_s16le(outputs.pcm[row])))
+        seat.deliver(Stepped(step, to_s16le(outputs.pcm[row]), tuple(one.outcomes)))
 
 
 def _codes(row: npt.NDArray[np.int64]) -> tuple[int | None, ...]:

@@ -1,6 +1,7 @@
 """The engine: one device, many slots, one step for all that are ready. encode -> generate -> decode.
 
 pcm ─ encode ─▶ caller codes ─ generate ─▶ text, agent codes ─ align by the delays ─ decode ─▶ pcm
+                     └──────── transcribe ─▶ the caller's text, pauses; where there is a speech-to-text model
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from agent.moshi.generate import Controls, Generated
 from agent.moshi.layers import to_device
 from agent.moshi.sampling import tier_of
 from agent.moshi.stages import Stages, bucket_of
+from agent.moshi.transcribe import Transcribed, Transcriber, check_same_codes
 from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Sampling, StepInputs, StepOutputs, TextMode
 
 __all__ = [
@@ -27,20 +29,30 @@ __all__ = [
 
 
 class MoshiEngine:
-    """A checkpoint with room for `slots` conversations. All state is allocated here, none in a step."""
+    """A checkpoint with room for `slots` conversations, and beside it a speech-to-text model, if there is one, that
+    hears the same codes. All state is allocated here, none in a step. Raises CheckpointError for a speech-to-text model
+    that hears others."""
 
-    def __init__(self, model: Model, slots: int) -> None:
+    def __init__(self, model: Model, slots: int, stt: Model | None = None) -> None:
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
+        self._transcriber: Transcriber | None = None
+        if stt is not None:
+            check_same_codes(model, stt)
+            self._transcriber = Transcriber(stt.lm, slots)
         self.model, self._slots, self.device = model, slots, model.device
         lm, mimi = model.lm.config, model.mimi.config
         self._info = ModelInfo(
             name=model.name, sample_rate=mimi.sample_rate, frame_samples=mimi.frame_samples,
             generated_codebooks=lm.generated_codebooks, agent_codebooks=lm.agent_codebooks,
             caller_codebooks=lm.caller_codebooks, largest_delay=lm.largest_delay, context=lm.temporal.context or 0,
-            pause_heads=lm.extra_heads, pause_classes=lm.extra_classes, text_tokens=lm.text_card_out,
+            pause_heads=lm.extra_heads if stt is None else stt.lm.config.extra_heads,
+            pause_classes=lm.extra_classes if stt is None else 1, text_tokens=lm.text_card_out,
             codebook_size=lm.audio_card)
         self.stages = Stages(model, slots)
+        self._codebooks = max(lm.caller_codebooks, self._transcriber.codebooks if self._transcriber else 0)
+        self._silence = np.full(lm.generated_codebooks, -1, np.int64)
+        self._silence[:lm.agent_codebooks] = model.silence()[:lm.generated_codebooks]
 
     @property
     def info(self) -> ModelInfo:
@@ -50,6 +62,10 @@ class MoshiEngine:
     def slots(self) -> int:
         return self._slots
 
+    @property
+    def silence(self) -> Ints:
+        return self._silence
+
     def default_sampling(self, rows: int) -> Sampling:
         """The checkpoint's own settings, where it has any."""
         names = {"temp": "audio_temperature", "temp_text": "text_temperature", "top_k": "audio_top_k",
@@ -58,10 +74,11 @@ class MoshiEngine:
         given = {ours: own[theirs] for theirs, ours in names.items() if theirs in own}
         return Sampling.of(rows, **given)
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
-        """One frame of each given slot; the host waits for the device once, for the results."""
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
+        """One frame of each given slot; the host waits for the device once, for the results. Without `transcribe` the
+        speech-to-text model, if there is one, misses this frame."""
         inputs.check(self._info, self._slots)
-        return self._step(inputs, None)
+        return self._step(inputs, None, transcribe)
 
     def step_codes(self, inputs: StepInputs, caller_codes: Ints) -> StepOutputs:
         """The same of what was heard once, `caller_codes` [B, caller codebooks], in place of `inputs.pcm`. A slot is
@@ -72,20 +89,24 @@ class MoshiEngine:
             raise ValueError(f"step: caller_codes has shape {list(caller_codes.shape)}, not {list(wanted)}")
         if caller_codes.size and not 0 <= caller_codes.min() <= caller_codes.max() < self._info.codebook_size:
             raise ValueError(f"step: caller_codes must be from 0 to {self._info.codebook_size - 1}")
-        return self._step(inputs, caller_codes)
+        return self._step(inputs, caller_codes, transcribe=False)
 
     @torch.inference_mode()
-    def _step(self, inputs: StepInputs, given_codes: Ints | None) -> StepOutputs:
+    def _step(self, inputs: StepInputs, given_codes: Ints | None, transcribe: bool) -> StepOutputs:
         slots, fresh = inputs.slots.tolist(), inputs.fresh.tolist()
         count = len(slots)
         stages, info = self.stages, self._info
         if given_codes is None:
             frames = torch.zeros(bucket_of(count), info.frame_samples)
             frames[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
-            caller_codes = stages.encode(slots, fresh, to_device(frames, self.device), info.caller_codebooks)
+            caller_codes = stages.encode(slots, fresh, to_device(frames, self.device), self._codebooks)
         else:
             caller_codes = self._packed(list(given_codes.T), bucket_of(count), torch.int64).t()
-        generated = stages.generate(slots, fresh, caller_codes, self._controls(inputs))
+        heard_codes = caller_codes[:, :info.caller_codebooks]
+        generated = stages.generate(slots, fresh, heard_codes, self._controls(inputs))
+        transcribed = None
+        if transcribe and self._transcriber is not None:
+            transcribed = self._transcriber.step(slots, fresh, caller_codes)
         speaks = stages.generate_clock.positions[inputs.slots] > info.largest_delay
         if info.agent_codebooks == 0:
             speaks[:] = False
@@ -95,7 +116,7 @@ class MoshiEngine:
             # rows without a frame yet decode into the scratch slot: their own slots' state stays as it is
             decoded = np.where(speaks, inputs.slots, stages.decode_clock.scratch).tolist()
             heard = stages.decode(decoded, [False] * count, generated.aligned[:, 1:].clamp(min=0))
-        return self._outputs(count, speaks, heard, caller_codes, generated)
+        return self._outputs(count, speaks, heard, heard_codes, generated, transcribed)
 
     def _controls(self, inputs: StepInputs) -> Controls:
         """The inputs' controls on the device, filled up to the bucket; padding is greedy and free."""
@@ -121,8 +142,9 @@ class MoshiEngine:
         return to_device(packed, self.device)
 
     def _outputs(self, count: int, speaks: Bools, heard: Tensor | None, caller_codes: Tensor,
-                 generated: Generated) -> StepOutputs:
-        tensors = [caller_codes, generated.text, generated.sampled_text, generated.codes, generated.pauses,
+                 generated: Generated, transcribed: Transcribed | None) -> StepOutputs:
+        caller_text, pauses = self._of_the_caller(generated, transcribed)
+        tensors = [caller_codes, generated.text, generated.sampled_text, generated.codes, caller_text, pauses,
                    generated.text_entropy, generated.codebook_spread]
         if heard is not None:
             tensors.append(heard)
@@ -130,14 +152,23 @@ class MoshiEngine:
             tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
                        for tensor in tensors]
             torch.accelerator.current_stream(self.device).synchronize()  # the one wait
-        caller, text, sampled, codes, pauses, entropy, spread, *sound = [tensor[:count].numpy() for tensor in tensors]
+        caller, text, sampled, codes, said, paused, entropy, spread, *sound = [
+            tensor[:count].numpy() for tensor in tensors]
         pcm = np.zeros((count, self._info.frame_samples), np.float32)
         if sound:
             pcm[speaks] = sound[0][speaks]
         return StepOutputs(
             pcm=pcm, text=text, sampled_text=sampled, agent_codes=codes, caller_codes=caller,
-            caller_text=text if self._info.generated_codebooks == 0 else np.full(count, -1, np.int64), pauses=pauses,
-            text_entropy=entropy, codebook_spread=spread)
+            caller_text=said, pauses=paused, text_entropy=entropy, codebook_spread=spread)
+
+    def _of_the_caller(self, generated: Generated, transcribed: Transcribed | None) -> tuple[Tensor, Tensor]:
+        """The caller's text [B] and pauses [B, heads, classes], by whichever model writes them."""
+        if transcribed is not None:
+            return transcribed.text, transcribed.pauses[..., None]
+        nothing = torch.full_like(generated.text, -1)
+        if self._transcriber is not None:
+            return nothing, generated.pauses.new_zeros(len(nothing), self._info.pause_heads, 1)
+        return generated.text if self._info.generated_codebooks == 0 else nothing, generated.pauses
 
 
 def _tiers(temperature: Floats, top_k: Ints) -> tuple[int, ...]:
@@ -163,10 +194,14 @@ class EchoEngine:
     def slots(self) -> int:
         return self._slots
 
+    @property
+    def silence(self) -> Ints:
+        return np.zeros(0, np.int64)
+
     def default_sampling(self, rows: int) -> Sampling:
         return Sampling.of(rows)
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
         inputs.check(self._info, self._slots)
         pcm = self._heard[inputs.slots]
         pcm[inputs.fresh] = 0

@@ -12,12 +12,15 @@ from agent.engine import EchoEngine, MoshiEngine, StepInputs, measure_threads
 from agent.moshi.checkpoint import Model, load_model
 from agent.moshi.random_model import make_random_model
 from agent.moshi.text import Tokenizer
+from agent.moshi.transcribe import lag_frames
 from agent.worker import Served
 from calls.settings import RANDOM, Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 ECHO = "echo"
+AUTO, OFF = "auto", "off"
+STT_FOLDER = "stt"
 
 
 def load_models(settings: Settings) -> dict[str, Served]:
@@ -26,11 +29,16 @@ def load_models(settings: Settings) -> dict[str, Served]:
         raise SettingsError("TANDEM_MODEL: `echo` is always served; name a model for the agent")
     ensure_model(settings)
     model = load_agent_model(settings)
-    engine = MoshiEngine(model, slots=settings.slots)
+    stt = load_stt_model(settings, model)
+    engine = MoshiEngine(model, slots=settings.slots, stt=stt)
     set_threads(engine, settings)
     _warm_up(engine)
     tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
-    models = {settings.model_name: Served(engine, tokenizer)}
+    transcript = None
+    if stt is not None and stt.tokenizer_path is not None:
+        transcript = Tokenizer(stt.tokenizer_path), lag_frames(stt)
+        log.info("callers' words are written by %s", settings.stt if settings.stt != AUTO else stt.name)
+    models = {settings.model_name: Served(engine, tokenizer, transcript)}
     if settings.echo_slots:
         models[ECHO] = Served(EchoEngine(slots=settings.echo_slots), None)
     return models
@@ -61,6 +69,19 @@ def load_agent_model(settings: Settings) -> Model:
     on_cpu = torch.float32 if device.type == "cpu" else None
     dtype = on_cpu if settings.dtype == "auto" else getattr(torch, settings.dtype)
     return load_model(source, device=device, dtype=dtype)
+
+
+def load_stt_model(settings: Settings, agent: Model) -> Model | None:
+    """The model that writes down what callers say, beside the agent's: the one that the settings name, or the agent's
+    own, in its folder `stt`, if it has one. It must hear the same codes, which the engine checks."""
+    if settings.stt == OFF:
+        return None
+    source: str | Path = settings.stt
+    if settings.stt == AUTO:
+        source = agent.files["moshi_name"].path.parent / STT_FOLDER
+        if not (source / "config.json").is_file():
+            return None
+    return load_model(source, device=agent.device, dtype=agent.lm.dtype)
 
 
 def ensure_model(settings: Settings) -> None:

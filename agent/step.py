@@ -146,10 +146,16 @@ class Engine(Protocol):
     @property
     def slots(self) -> int: ...
 
+    @property
+    def silence(self) -> Ints:
+        """[generated codebooks]: the agent's codes when it says nothing, -1 where a code isn't the agent's."""
+        ...
+
     def default_sampling(self, rows: int) -> Sampling:
         """The model's own settings."""
         ...
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
-        """One frame of each given slot. Raises ValueError for inputs that don't fit; then nothing has changed."""
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
+        """One frame of each given slot; `transcribe`: also what its caller says, where a model writes that. Raises
+        ValueError for inputs that don't fit; then nothing has changed."""
         ...

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
+from typing import Literal
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -19,15 +20,19 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from agent.admission import Admission, Refused
-from agent.device_thread import DeviceThread, Seat, Stepped
+from agent.device_thread import DeviceThread, Resampling, Seat, Stepped
 from agent.engine import Engine
+from agent.monologue import Action, Command, Monologue, word_splitter
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
+from agent.moshi.transcribe import CallerWords
 from calls import wire
 from calls.priority import STEP, before_others
 from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
 from calls.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
+
+Speaker = Literal["agent", "caller"]
 
 OPEN_TIMEOUT_S = 5.0  # from the connection to its first message
 ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge's slot is free after twice that
@@ -42,6 +47,7 @@ class Served:
 
     engine: Engine
     tokenizer: Tokenizer | None  # None: the model has no text
+    transcript: tuple[Tokenizer, int] | None = None  # of speech-to-text: its tokenizer, its lag in frames
 
 
 @dataclass(eq=False)
@@ -55,6 +61,7 @@ class _Call:
     layout: wire.StepLayout
     outbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(MESSAGES_TO_BRIDGE))
     words: WordTimer = field(default_factory=WordTimer)
+    caller: CallerWords | None = None  # None: nobody writes down what the caller says
     last_k: int = -1
     too_slow: bool = False
     finished: bool = False  # its bridge said that the call is over
@@ -219,11 +226,14 @@ class Worker:
         await self._replace(lease.call)
         info = device.engine.info
         layout = wire.StepLayout(info.generated_codebooks, info.caller_codebooks, info.pause_heads)
-        call = _Call(lease, connection, device, self._models[lease.model].tokenizer, layout)
+        served = self._models[lease.model]
+        call = _Call(lease, connection, device, served.tokenizer, layout,
+                     caller=CallerWords(*served.transcript) if served.transcript else None)
         sampling = opened.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
-        seat = device.join(sampling, lambda stepped: self._stepped(call, stepped))
+        monologue = Monologue(word_splitter(call.tokenizer)) if call.tokenizer is not None else None
+        seat = device.join(sampling, lambda stepped: self._stepped(call, stepped), monologue)
         if seat is None:
             raise Refused("busy", f"all {device.engine.slots} slots of {lease.model} are taken")
         self._calls[lease.call] = call
@@ -255,8 +265,8 @@ class Worker:
                     call.device.frame(seat, k, pcm)
                 case wire.Ping() as ping:
                     self._post(call, wire.encode(ping))
-                case wire.Control(id=control):
-                    self._post(call, wire.encode(wire.Outcome(control, max(call.last_k, 0), "unsupported")))
+                case wire.Control() as control:
+                    self._control(call, seat, control)
                 case wire.Open() | wire.History():
                     raise wire.WireError("an open or a history in a call that runs")
                 case wire.Close():
@@ -266,12 +276,22 @@ class Worker:
                     log.warning("call %s: its bridge failed: %s: %s", call.lease.call, code, text)
                     return
 
+    def _control(self, call: _Call, seat: Seat, control: wire.Control) -> None:
+        """It counts from the call's next frame on, and is answered then; what can't be done at all is answered now."""
+        outcome, why = "refused", "too many controls wait for the call's next frame"
+        if call.tokenizer is None and control.action != "set":
+            outcome, why = "unsupported", "this model has no text"
+        elif call.device.command(seat, _command(control)):
+            return
+        k = max(call.last_k, 0)
+        self._post(call, wire.encode(wire.Outcome(control.id, outcome, k, k, why)))
+
     async def _finish(self, call: _Call) -> None:
         """The call is over: the word that its end cut short goes out, and a close that says that all is said."""
         call.finished = True
-        word = call.words.end()
-        if word is not None:
-            self._post(call, wire.encode(_finished(call.last_k, word)))
+        self._say(call, call.last_k, "agent", call.words.end())
+        if call.caller is not None:
+            self._say(call, call.last_k, "caller", call.caller.end())
         self._post(call, wire.encode(wire.Close(wire.CloseReason.ENDED)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FLUSH_TIMEOUT_S):
@@ -285,15 +305,20 @@ class Worker:
         step = stepped.step
         self._post(call, wire.encode(wire.Audio(step.k, stepped.pcm)))
         self._post(call, wire.encode(step, call.layout))
-        if call.tokenizer is None:
-            return
-        piece = call.tokenizer.piece(step.text)
-        if piece:
-            sampled = call.tokenizer.piece(step.sampled_text)
-            self._post(call, wire.encode(wire.Text(step.k, "agent", piece=piece, sampled=sampled)))
-        word = call.words.feed(step.k, piece)
+        for done in stepped.outcomes:
+            self._post(call, wire.encode(wire.Outcome(done.id, done.outcome, done.first_k, done.k, done.why)))
+        if call.tokenizer is not None:
+            piece = call.tokenizer.piece(step.text)
+            if piece:
+                sampled = call.tokenizer.piece(step.sampled_text)
+                self._post(call, wire.encode(wire.Text(step.k, "agent", piece=piece, sampled=sampled)))
+            self._say(call, step.k, "agent", call.words.feed(step.k, piece))
+        if call.caller is not None and step.caller_text >= 0:
+            self._say(call, step.k, "caller", call.caller.feed(step.k, step.caller_text))
+
+    def _say(self, call: _Call, k: int, speaker: Speaker, word: TimedWord | None) -> None:
         if word is not None:
-            self._post(call, wire.encode(_finished(step.k, word)))
+            self._post(call, wire.encode(_finished(k, speaker, word)))
 
     def _post(self, call: _Call, data: bytes) -> None:
         try:
@@ -303,14 +328,20 @@ class Worker:
             call.connection.transport.abort()
 
 
+def _command(control: wire.Control) -> Command | Resampling:
+    if control.action == "set":
+        return Resampling(control.id, control.sampling or wire.SamplingSettings())
+    return Command(control.id, Action(control.action), control.text, control.mute)
+
+
 async def _send(call: _Call) -> None:
     while True:
         await call.connection.send(await call.outbox.get())
         call.outbox.task_done()
 
 
-def _finished(k: int, word: TimedWord) -> wire.Text:
-    return wire.Text(k, "agent", word=word.text[:256], first_k=word.first_k, last_k=word.last_k)
+def _finished(k: int, speaker: Speaker, word: TimedWord) -> wire.Text:
+    return wire.Text(k, speaker, word=word.text[:256], first_k=word.first_k, last_k=word.last_k)
 
 
 async def _say_error(connection: ServerConnection, code: str, text: str) -> None:

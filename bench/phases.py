@@ -59,7 +59,7 @@ class CountingEngine:
     def default_sampling(self, rows: int) -> Sampling:
         return self.engine.default_sampling(rows)
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
         began = time.thread_time()
         outputs = self.engine.step(inputs)
         self.busy_s += time.thread_time() - began

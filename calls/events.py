@@ -20,6 +20,7 @@ class EndReason(StrEnum):
     CALLER_HUNG_UP = "caller_hung_up"
     CANCELLED = "cancelled"  # the caller gave up while it rang
     AGENT_HUNG_UP = "agent_hung_up"
+    OPERATOR_HUNG_UP = "operator_hung_up"
     BUSY = "busy"  # all slots taken (486)
     NO_WORKER = "no_worker"  # no worker offers the model, or Redis can't be reached (503)
     OVERLOADED = "overloaded"  # this bridge takes no new calls (503)
@@ -122,6 +123,23 @@ class CallMeasured:
 
 
 @dataclass(frozen=True)
+class ControlTaken:
+    """What somebody wanted of the call, and what became of it: it took effect in frames first_k to k."""
+
+    id: str
+    action: str
+    text: str
+    mute: bool
+    by: str
+    accepted_at: datetime  # with time zone
+    outcome: str
+    first_k: int
+    k: int
+    why: str
+    kind: Literal["control"] = "control"
+
+
+@dataclass(frozen=True)
 class RecordingKept:
     """The call's sound can be had, after its end: heard on the left, said on the right, from the call's sample 0 on."""
 
@@ -149,7 +167,8 @@ class CallEnded:
     kind: Literal["ended"] = "ended"
 
 
-Event = CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallMeasured | CallEnded | RecordingKept
+Event = (CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallMeasured | ControlTaken | CallEnded
+         | RecordingKept)
 
 
 class Series(NamedTuple):

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     model: str = Field("nano", min_length=1, description="model of the default agent: `nano` (small, of this "
                        "repository), `random` (tiny, talks nonsense), `moshiko`, `moshika`, a folder or a Hugging Face "
                        "repository")
+    stt: str = Field("auto", min_length=1, description="speech-to-text model for callers' words, beside the agent's: "
+                     "`auto` (the agent's own, in its folder `stt`), `off`, a folder or a Hugging Face repository; it "
+                     "must hear by the same Mimi")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights in memory; `auto` keeps the "
                                                           "checkpoint's on a GPU and takes float32 on a CPU")

@@ -48,6 +48,7 @@ from calls.events import (
     CallLeased,
     CallMeasured,
     CallReceived,
+    ControlTaken,
     Envelope,
     Measure,
     RecordingKept,
@@ -55,7 +56,7 @@ from calls.events import (
     UtteranceSpoken,
     Word,
 )
-from calls.tables import Call, CallMeasure, EventWatermark, Recording, Utterance, Version
+from calls.tables import Call, CallControl, CallMeasure, EventWatermark, Recording, Utterance, Version
 from calls.tables import Word as WordTable
 
 ANSWER_S = 30.0  # longest wait for one transaction
@@ -137,6 +138,22 @@ class RecordingRow:
 
 
 @dataclass(frozen=True)
+class ControlRow:
+    """What somebody wanted of a call, and what became of it in frames first_k to k."""
+
+    id: str
+    action: str
+    text: str
+    mute: bool
+    by: str
+    accepted_at: datetime
+    outcome: str
+    first_k: int
+    k: int
+    why: str
+
+
+@dataclass(frozen=True)
 class Match:
     """An utterance that a search found, and when its call was received."""
 
@@ -199,6 +216,7 @@ class Store:
                 await _update_calls(connection, [each for each in envelopes if isinstance(each.event, kind)])
             await _write_utterances(connection, envelopes)
             await _write_measures(connection, envelopes)
+            await _write_controls(connection, envelopes)
             await _write_recordings(connection, envelopes)
             return await _advance_watermarks(connection, arrived, floors or {})
 
@@ -238,6 +256,13 @@ class Store:
         async with self._transaction() as connection:
             row = (await connection.execute(query)).first()
         return RecordingRow(*row) if row else None
+
+    async def controls(self, call: str) -> tuple[ControlRow, ...]:
+        """What was wanted of a call, in the order in which it took effect."""
+        query = (select(*(getattr(CallControl, name) for name in ControlRow.__dataclass_fields__))
+                 .where(CallControl.call_id == _clean(call)).order_by(CallControl.first_k, CallControl.accepted_at))
+        async with self._transaction() as connection:
+            return tuple(ControlRow(*row) for row in await connection.execute(query))
 
     async def measures(self, call: str) -> dict[str, Measure]:
         """What was measured of a call, by its name."""
@@ -366,6 +391,20 @@ async def _write_measures(connection: AsyncConnection, envelopes: Iterable[Envel
     await _write_newest(connection, CallMeasure, (CallMeasure.call_id, CallMeasure.name), values)
 
 
+async def _write_controls(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    newest: dict[tuple[str, str], Envelope] = {}
+    for each in envelopes:
+        if isinstance(each.event, ControlTaken):
+            key = _clean(each.call), _clean(each.event.id)
+            if key not in newest or _version(newest[key]) < _version(each):
+                newest[key] = each
+    values = [{"call_id": call, "id": id, "action": event.action, "text": _clean(event.text), "mute": event.mute,
+               "by": _clean(event.by), "accepted_at": event.accepted_at, "outcome": event.outcome,
+               "first_k": event.first_k, "k": event.k, "why": _clean(event.why), "version": _version(each)}
+              for (call, id), each in sorted(newest.items()) if isinstance(event := each.event, ControlTaken)]
+    await _write_newest(connection, CallControl, (CallControl.call_id, CallControl.id), values)
+
+
 async def _write_recordings(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
     values = [{"call_id": call, "kept_at": each.at, "url": _clean(event.url), "codec": event.codec,
                "seconds": event.seconds, "bytes": event.bytes, "lost_s": event.lost_s, "paused_s": event.paused_s,
@@ -386,8 +425,8 @@ def _newest(envelopes: Iterable[Envelope], kind: type) -> list[tuple[str, Envelo
     return sorted(newest.items(), key=lambda item: item[0])
 
 
-async def _write_newest(connection: AsyncConnection, table: type[CallMeasure | Recording], key: Sequence[Any],
-                        values: Sequence[Mapping[str, Any]]) -> None:
+async def _write_newest(connection: AsyncConnection, table: type[CallMeasure | CallControl | Recording],
+                        key: Sequence[Any], values: Sequence[Mapping[str, Any]]) -> None:
     """Rows that a row of a newer version isn't there for."""
     if not values:
         return

@@ -144,6 +144,27 @@ class CallMeasure(Base):
     __table_args__ = (CheckConstraint("count >= 0 AND total_s >= 0", name="measures_sizes"),)
 
 
+class CallControl(Base):
+    """What somebody wanted of a call, and what became of it."""
+
+    __tablename__ = "controls"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[str] = mapped_column(primary_key=True)
+    action: Mapped[str]
+    text: Mapped[str]
+    mute: Mapped[bool]
+    by: Mapped[str]
+    accepted_at: Mapped[datetime]
+    outcome: Mapped[str]
+    first_k: Mapped[int]
+    k: Mapped[int]
+    why: Mapped[str]
+    version: Mapped[list[int]] = mapped_column(Version)
+
+    __table_args__ = (CheckConstraint("first_k >= 0 AND k >= first_k", name="controls_frames"),)
+
+
 class Recording(Base):
     """A call's sound, two channels on the call's clock: heard on the left, said on the right."""
 

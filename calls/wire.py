@@ -7,7 +7,8 @@ A binary WebSocket message's first byte is its kind; numbers are little endian, 
     0 ready     worker -> bridge  JSON: slot, model, frame, codebook counts, largest delay, us to the boundary
     1 audio     both              u32 k, s16le[frame]
     2 text      worker -> bridge  JSON: a piece, or a finished word with its first and last k
-    3 control   bridge -> worker  JSON: id, action;  3 outcome  worker -> bridge  JSON: id, k, outcome
+    3 control   bridge -> worker  JSON: id, action, text, mute, sampling
+    3 outcome   worker -> bridge  JSON: id, outcome, first_k, k, why
     5 error     both              JSON: code, text
     6 ping      both              u64, sent back as it came
     10 step     worker -> bridge  a row of the token log, see StepLayout
@@ -32,6 +33,8 @@ VERSION = 1
 MAX_JSON_BYTES = 65536
 MAX_HISTORY_STEPS = 65536
 MAX_BYTES = 16 * 2**20  # of any message; the WebSockets of both sides are opened with it
+MAX_LINE = 2000  # characters of a line to say
+FORCED, MUTED = 0x10, 0x20  # in a step's mode, beside the text mode: its token was forced, its codes silence's
 NO_CODE = 65535  # in a step's u16 codes: there was none
 PATH = "/api/call"
 
@@ -127,16 +130,24 @@ class Text:
 
 @dataclass(frozen=True)
 class Control:
+    """What the agent shall do from its next frame on."""
+
     id: ShortText
-    action: ShortText
-    text: Annotated[str, Field(max_length=4096)] = ""
+    action: Literal["speak", "hold", "say", "whisper", "release", "set"]
+    text: Annotated[str, Field(max_length=MAX_LINE)] = ""  # of say and whisper
+    mute: bool = False  # of hold
+    sampling: SamplingSettings | None = None  # of set
 
 
 @dataclass(frozen=True)
 class Outcome:
+    """What became of a control, and in which frames."""
+
     id: ShortText
-    k: FrameIndex
     outcome: ShortText
+    first_k: FrameIndex
+    k: FrameIndex
+    why: ShortText = ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class Step:
     k: int
     text: int
     sampled_text: int
-    mode: int
+    mode: int  # the text mode, FORCED, MUTED
     agent_codes: tuple[int | None, ...]  # [generated codebooks]
     caller_codes: tuple[int | None, ...]  # [caller codebooks]
     caller_text: int

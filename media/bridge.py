@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import socket
@@ -12,7 +13,9 @@ from collections.abc import Coroutine
 from typing import ClassVar, Literal, Protocol
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from calls.controls import Control, ControlInbox, Result
 from calls.events import CallReceived, EndReason
 from calls.live import EventWriter
 from calls.routing import BridgeRegistry, Router, RoutingUnavailable
@@ -27,6 +30,7 @@ EVENTS_DRAIN_S = 5.0  # at the end, for the last events to reach Redis
 LAST_CALLS_S = 6.0  # for calls that we end to say goodbye
 LAST_WORDS_S = 3.0  # for what still talks to Redis then
 POLL_S = 0.05
+RETRY_S = 0.5  # while Redis is away
 
 
 class ShuttingDown(Overloaded):
@@ -56,6 +60,8 @@ class CallBridge:
         self._registry = BridgeRegistry(redis, expiry_s=settings.expiry_s)
         self._afterwards = EventWriter(redis, f"{self.name}-recordings", kept_events=settings.kept_events)
         self._recordings = Keeper(Storage(settings.recordings), settings.recording_codec, self._afterwards)
+        self._controls = ControlInbox(redis, self.name)
+        self._replying: set[asyncio.Task[None]] = set()
         self._calls: dict[Carried, asyncio.Task[None]] = {}
         self._served = 0
         self._closing = False  # may be read by a library's threads too
@@ -86,12 +92,14 @@ class CallBridge:
         task = asyncio.create_task(work)
         self._calls[call] = task
         task.add_done_callback(lambda _: self._done(call))
+        self._in_background(self._controls.here([call.session.call], self._settings.expiry_s))
 
     async def run_until_stopped(self) -> None:
         """Give signs of life and send events; after `stop` end the calls, so that nothing of them is lost."""
         writers = (self._events, self._afterwards)
         sending = [asyncio.create_task(writer.run()) for writer in writers]
         beating = asyncio.create_task(self._heart())
+        controlling = asyncio.create_task(self._take_controls())
         await self._stop.wait()
         await self._drain()
         if unkept := await self._recordings.drain(RECORDINGS_DRAIN_S):
@@ -100,9 +108,9 @@ class CallBridge:
         if unsent:
             log.error("%d events could not be sent and are lost", unsent)
         self._over.set()
-        for task in sending:
+        for task in (*sending, controlling):
             task.cancel()
-        await asyncio.wait((*sending, beating), timeout=LAST_WORDS_S)
+        await asyncio.wait((*sending, beating, controlling, *self._replying), timeout=LAST_WORDS_S)
         with contextlib.suppress(RoutingUnavailable):
             await self._registry.leave(self.name)
 
@@ -114,12 +122,44 @@ class CallBridge:
         """A sign of life; raises RoutingUnavailable."""
         capacity = 0 if self._closing else self.capacity
         await self._registry.beat(self.name, self.protocol, len(self._calls), capacity)
+        with contextlib.suppress(RedisError, OSError):  # then they can't be reached, which the beat has told
+            await self._controls.here([call.session.call for call in self._calls], self._settings.expiry_s)
+
+    async def _take_controls(self) -> None:
+        """What operators want of this process's calls, as it comes."""
+        while not self._over.is_set():
+            try:
+                control = await self._controls.next()
+            except (RedisError, OSError):
+                await asyncio.sleep(RETRY_S)
+                continue
+            if control is None:
+                continue
+            session = next((call.session for call in self._calls if call.session.call == control.call), None)
+            if session is not None:
+                await session.control(control, functools.partial(self._reply, control))
+            else:
+                self._reply(control, Result(control.id, "refused", 0, 0, "the call is over"))
+
+    def _reply(self, control: Control, result: Result) -> None:
+        self._in_background(self._controls.reply(control, result))
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        """Something for Redis that nobody here waits for; without Redis it is left out."""
+        async def tried() -> None:
+            with contextlib.suppress(RedisError, OSError):
+                await work
+
+        task = asyncio.create_task(tried())
+        self._replying.add(task)
+        task.add_done_callback(self._replying.discard)
 
     def _done(self, call: Carried) -> None:
         task = self._calls.pop(call)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("call %s failed", call.session.call, exc_info=error)
         self._served += 1
+        self._in_background(self._controls.gone(call.session.call))
 
     async def _heart(self) -> None:
         """A sign of life every `heartbeat_s`; calls go on without Redis, so its absence is only logged."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from calls import wire
+from calls.controls import Control
 from calls.events import (
     CallAnswered,
     CallEnded,
@@ -38,6 +39,7 @@ from calls.events import (
 from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnavailable
 from calls.state import IllegalTransition, Signal, State, advance
 from media.audio import CHUNK_S, SAMPLE_RATE, rms
+from media.call_controls import CallControls, Reply
 from media.crossing import Crossing
 from media.latency import Latency
 from media.recorder import RawRecording, Recorder, raw_path
@@ -144,6 +146,11 @@ class Session:
         self._utterances: Utterances | None = None
         self._token_log: TokenLog | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._controls = CallControls(
+            send=self._send_control, emit=self._emit,
+            now=lambda: self._crossing.frames_made if self._crossing is not None else 0,
+            own={"hang_up": self._hang_up, "pause_recording": lambda _: _unless(self.pause_recording()),
+                 "resume_recording": lambda _: _unless(self.resume_recording())})
         self._emit(received)
 
     # what the transport calls
@@ -192,16 +199,24 @@ class Session:
             return
         self._signal(Signal.END, _Why(reason, "local", detail))
 
-    def pause_recording(self) -> None:
-        """Both sides are silent in the recording, until `resume_recording`."""
-        if self._recorder is not None:
-            self._take_tape()
-            self._recorder.pause()
+    async def control(self, control: Control, reply: Reply) -> None:
+        """Carry out what somebody wants of the call; `reply` is called once, when it is known what became of it."""
+        await self._controls.take(control, reply, talking=self.state is State.TALKING)
 
-    def resume_recording(self) -> None:
-        if self._recorder is not None:
-            self._take_tape()
-            self._recorder.resume()
+    def pause_recording(self) -> bool:
+        """Both sides are silent in the recording, until `resume_recording`; False where there is none."""
+        if self._recorder is None:
+            return False
+        self._take_tape()
+        self._recorder.pause()
+        return True
+
+    def resume_recording(self) -> bool:
+        if self._recorder is None:
+            return False
+        self._take_tape()
+        self._recorder.resume()
+        return True
 
     @property
     def has_ended(self) -> bool:
@@ -307,6 +322,13 @@ class Session:
             self._take_tape()
             self._say_measured()
 
+    async def _send_control(self, control: wire.Control) -> bool:
+        return self._link is not None and await self._link.send_control(control)
+
+    def _hang_up(self, control: Control) -> str:
+        self.end(EndReason.OPERATOR_HUNG_UP, control.by)
+        return ""
+
     def _new_recorder(self) -> Recorder | None:
         if not self._settings.records or self._recordings is None:
             return None
@@ -365,7 +387,7 @@ class Session:
                     case wire.Text():
                         self._emit_all(self._utterances.take(message))
                     case wire.Outcome():
-                        pass  # nobody controls the agent yet
+                        self._controls.came(message)
         except WorkerLost as lost:
             self._worker_lost = True
             log.warning("call %s: lost its worker: %s: %s", self.call, lost.code, lost)
@@ -428,6 +450,7 @@ class Session:
             self._take_tape()
         if self._utterances is not None:
             self._emit_all(self._utterances.finish())
+        self._controls.end()
         if self._answered_at is not None:
             self._say_measured(now=True)
         self._emit(self._ended(sip_status), self._ended_at)
@@ -486,6 +509,10 @@ class Session:
     def _emit_all(self, spoken: list[UtteranceSpoken]) -> None:
         for utterance in spoken:
             self._emit(utterance)
+
+
+def _unless(recorded: bool) -> str:
+    return "" if recorded else "the call isn't recorded"
 
 
 async def _happens(event: asyncio.Event, within_s: float) -> bool:

@@ -82,6 +82,14 @@ class WorkerLink:
         self._waiting = (k, pcm)
         self._wake.set()
 
+    async def send_control(self, control: wire.Control) -> bool:
+        """What the agent shall do from its next frame on; False when the connection is gone."""
+        try:
+            await self._connection.send(wire.encode(control))
+        except ConnectionClosed:
+            return False
+        return True
+
     async def messages(self) -> AsyncIterator[wire.Audio | wire.Step | wire.Text | wire.Outcome]:
         """What the worker says, until it closes after our `finish`; raises WorkerLost for any other end."""
         layout = self.ready.layout

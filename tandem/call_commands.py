@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from calls.events import HOPS, TURNS, Measure
 from calls.settings import Settings
-from calls.store import CallRow, Store, StoreError
+from calls.store import CallRow, ControlRow, Store, StoreError, UtteranceRow
 from tandem.embedded import EmbeddedError, running_postgres
 from tandem.errors import UserError, told_in_one_line
+
+FRAME_S = 0.08  # of a call's clock
 
 
 def list_calls(settings: Settings, limit: int) -> None:
@@ -47,8 +49,18 @@ async def _show(settings: Settings, call_id: str) -> None:
             print(f"recording {kept.url}  {kept.seconds:.1f} s  {kept.codec}  lost {kept.lost_s:g} s  "
                   f"paused {kept.paused_s:g} s")
         _print_measures(await store.measures(row.id))
-        for utterance in await store.utterances(row.id):
-            print(f"{utterance.start_s:8.2f} {utterance.end_s:8.2f}  {utterance.speaker}: {utterance.text}")
+        _print_timeline(await store.utterances(row.id), await store.controls(row.id))
+
+
+def _print_timeline(utterances: Iterable[UtteranceRow], controls: Iterable[ControlRow]) -> None:
+    """What was said and what operators did, in one order."""
+    lines = [(one.start_s or 0.0, one.end_s or 0.0, f"{one.speaker}: {one.text}") for one in utterances]
+    for control in controls:
+        what = f"{control.action}{' muted' if control.mute else ''}{f' {control.text!r}' if control.text else ''}"
+        outcome = control.outcome + (f" ({control.why})" if control.why else "")
+        lines.append((FRAME_S * control.first_k, FRAME_S * (control.k + 1), f"[{control.by}] {what}: {outcome}"))
+    for start_s, end_s, text in sorted(lines):
+        print(f"{start_s:8.2f} {end_s:8.2f}  {text}")
 
 
 def _print_measures(measures: Mapping[str, Measure]) -> None:

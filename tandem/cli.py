@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,8 @@ app = typer.Typer(
     help="Full-duplex voice agents on the phone and the web, with Moshi.", no_args_is_help=True,
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 model = typer.Typer(help="Try and check models.", no_args_is_help=True, rich_markup_mode=None)
-call = typer.Typer(help="What was said in calls.", no_args_is_help=True, rich_markup_mode=None)
+call = typer.Typer(help="What was said in calls, and an operator's hand on those that run.", no_args_is_help=True,
+                   rich_markup_mode=None)
 train = typer.Typer(help="Teach a small Moshi.", no_args_is_help=True, rich_markup_mode=None)
 bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
 db = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
@@ -124,6 +125,77 @@ def call_show(call_id: Annotated[str, typer.Argument(help="a call's id, from `ta
     show_call(load_settings(), call_id)
 
 
+_CallId = Annotated[str, typer.Argument(help="a call that runs: its id, from `tandem call list`")]
+
+
+def _give(call_id: str, action: Any, **what: Any) -> None:
+    from calls.controls import Control
+    from tandem import control_command
+
+    control_command.give(load_settings(), Control(call_id, action, by=control_command.whoever_this_is(), **what))
+
+
+@call.command("speak")
+def call_speak(call_id: _CallId) -> None:
+    """Make the agent speak now: EPAD is forced. Ends a hold."""
+    _give(call_id, "speak")
+
+
+@call.command("hold")
+def call_hold(
+    call_id: _CallId,
+    mute: Annotated[bool, typer.Option("--mute", help="cut its sound at once, also in the middle of a word")] = False,
+) -> None:
+    """Make the agent hold its tongue, and listen, until it is released: PAD is forced."""
+    _give(call_id, "hold", mute=mute)
+
+
+@call.command("say")
+def call_say(call_id: _CallId, text: Annotated[str, typer.Argument(help="the sentence")]) -> None:
+    """Make the agent say a sentence, word for word, in its own voice."""
+    _give(call_id, "say", text=text)
+
+
+@call.command("whisper")
+def call_whisper(call_id: _CallId, text: Annotated[str, typer.Argument(help="the sentence")]) -> None:
+    """Feed the agent a sentence as silent text, as if it had thought it (experimental)."""
+    _give(call_id, "whisper", text=text)
+
+
+@call.command("release")
+def call_release(call_id: _CallId) -> None:
+    """End a hold: the agent is free again."""
+    _give(call_id, "release")
+
+
+@call.command("set")
+def call_set(
+    call_id: _CallId,
+    text_temperature: Annotated[float | None, typer.Option(min=0, max=10)] = None,
+    audio_temperature: Annotated[float | None, typer.Option(min=0, max=10)] = None,
+    pad_bias: Annotated[float | None, typer.Option(min=-100, max=100, help="above 0 it speaks less")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.1, max=10)] = None,
+) -> None:
+    """Change how the agent's tokens are drawn while it talks."""
+    from calls.wire import SamplingSettings
+
+    _give(call_id, "set", sampling=SamplingSettings(
+        text_temperature=text_temperature, audio_temperature=audio_temperature, pad_bias=pad_bias,
+        repetition_penalty=repetition_penalty))
+
+
+@call.command("hangup")
+def call_hang_up(call_id: _CallId) -> None:
+    """End the call, when what the agent has said is heard."""
+    _give(call_id, "hang_up")
+
+
+@call.command("record")
+def call_record(call_id: _CallId, what: Annotated[Literal["pause", "resume"], typer.Argument()]) -> None:
+    """Pause the call's recording, or go on with it."""
+    _give(call_id, f"{what}_recording")
+
+
 @call.command("replay")
 def call_replay(
     call_id: Annotated[str, typer.Argument(help="a call's id, from `tandem call list`")],
@@ -190,8 +262,8 @@ def train_mimi(
     calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
     held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
-    learns: Annotated[Literal["all", "ears", "voice"], typer.Option(
-        help="ears: what callers say, by the codec of --of; voice: its decoder alone, the agent's voice")] = "all",
+    learns: Annotated[Literal["all", "ears"], typer.Option(
+        help="ears: the encoder of --of goes on, with what callers say")] = "all",
     of: Annotated[Path | None, typer.Option(help="the folder of a trained codec")] = None,
     steps: _Steps = 5500,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,

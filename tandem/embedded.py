@@ -29,7 +29,7 @@ import psycopg
 
 from tandem.server_process import EmbeddedError, ServerProcess, leash, listener, owned, running, undisturbed
 
-__all__ = ["EmbeddedError", "embedded_postgres", "embedded_redis", "running_postgres"]
+__all__ = ["EmbeddedError", "embedded_postgres", "embedded_redis", "running_postgres", "running_redis"]
 
 MAX_SOCKET_PATH_BYTES = 107  # sun_path of Linux, less its closing zero
 REDIS_SOCKET = "redis.sock"
@@ -49,7 +49,7 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
         server = ServerProcess("Redis", command, {}, folder / "redis.log", signal.SIGTERM, lock,
                                lambda: _redis_answers(path))
         with running(server):
-            yield f"unix://{quote(str(path))}"
+            yield _redis_url(path)
 
 
 @contextlib.contextmanager
@@ -94,11 +94,23 @@ def _make_database(socket_folder: Path) -> None:
 
 def running_postgres(data_dir: Path) -> str:
     """The URL of the PostgreSQL that a Tandem on this data folder runs now; raises EmbeddedError."""
-    path = _socket_folder(data_dir.absolute() / "postgres", POSTGRES_SOCKET) / POSTGRES_SOCKET
+    return _postgres_url(_running(data_dir, "postgres", POSTGRES_SOCKET, "TANDEM_DATABASE_URL"))
+
+
+def running_redis(data_dir: Path) -> str:
+    """The same of its Redis."""
+    return _redis_url(_running(data_dir, "redis", REDIS_SOCKET, "TANDEM_REDIS_URL"))
+
+
+def _running(data_dir: Path, folder: str, socket_name: str, setting: str) -> Path:
+    path = _socket_folder(data_dir.absolute() / folder, socket_name) / socket_name
     if listener(path) is None:
-        raise EmbeddedError(f"{data_dir}: no Tandem runs on this data folder; start `tandem serve`, or set "
-                            "TANDEM_DATABASE_URL")
-    return _postgres_url(path)
+        raise EmbeddedError(f"{data_dir}: no Tandem runs on this data folder; start `tandem serve`, or set {setting}")
+    return path
+
+
+def _redis_url(path: Path) -> str:
+    return f"unix://{quote(str(path))}"
 
 
 def _postgres_url(path: Path) -> str:

@@ -44,7 +44,7 @@ def nano(folder: Path, of: Path | None, stages: tuple[str, ...], device: str, pr
 
 def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, learns: codec.Learns, of: Path | None,
          *, steps: int, batch: int, seed: int, device: str, processes: int | None) -> None:
-    """Train a codec in `folder`, or go on there; `of`: a trained one, whose ears or voice learn."""
+    """Train a codec in `folder`, or go on there; `of`: a trained one, whose ears learn."""
     if (of is None) != (learns == "all"):
         raise UserError(f"--learns {learns}: " + ("give the trained codec with --of" if of is None else
                                                   "a codec that learns all begins from nothing, without --of"))

@@ -40,6 +40,7 @@ class FakeWorker:
     heard: dict[int, bytes] = field(default_factory=dict)  # the caller's frames
     said: dict[int, bytes] = field(default_factory=dict)
     steps: list[wire.Step] = field(default_factory=list)
+    controls: list[str] = field(default_factory=list)  # the ids of those that came
     closes: list[wire.CloseReason] = field(default_factory=list)
     url: str = ""
     _server: Server | None = None
@@ -92,6 +93,10 @@ class FakeWorker:
                         await asyncio.sleep(self.delay_s)
                         await self._answer(connection, k, before)
                     before = pcm
+                case wire.Control(id=control):
+                    self.controls.append(control)
+                    k = max(self.heard, default=0)
+                    await connection.send(wire.encode(wire.Outcome(control, "held", k, k)))
                 case wire.Ping() as ping if not self.mute:
                     await connection.send(wire.encode(ping))
                 case wire.Close(reason):

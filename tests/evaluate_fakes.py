@@ -129,11 +129,12 @@ class FakeEngine:
             name="fake", sample_rate=SAMPLE_RATE, frame_samples=FRAME_SAMPLES, generated_codebooks=0,
             agent_codebooks=0, caller_codebooks=0, largest_delay=1, context=1, pause_heads=0, pause_classes=0,
             text_tokens=1000, codebook_size=1)
+        self.silence = np.zeros(0, np.int64)
 
     def default_sampling(self, rows: int) -> Sampling:
         return Sampling.of(rows)
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
         inputs.check(self.info, self.slots)
         rows = len(inputs.slots)
         self.largest_batch = max(self.largest_batch, rows)

@@ -48,6 +48,8 @@ class ModelFile:
     path: Path
 
 
+_SILENT_FRAMES = 25  # as long as Mimi remembers at least, so that its codes have settled
+
 Find = Callable[[str, bool], ModelFile | None]  # a file's name, whether it must be there
 
 
@@ -67,6 +69,20 @@ class Model:
     @property
     def device(self) -> torch.device:
         return self.lm.device
+
+    @torch.inference_mode()
+    def silence(self) -> list[int]:
+        """The codes [agent codebooks] whose sound is silence: the config's, or what Mimi makes of two seconds of it."""
+        named = self.config.get("silence_codes")
+        count = self.lm.config.agent_codebooks
+        if named is None:
+            frames = torch.zeros(1, _SILENT_FRAMES * self.mimi.config.frame_samples, device=self.device)
+            return [int(code) for code in self.mimi.encode(frames, count)[0, :, -1]]
+        if not (isinstance(named, list) and len(named) == count
+                and all(type(code) is int and 0 <= code < self.lm.config.audio_card for code in named)):
+            raise CheckpointError(f"{self.name}: config.json: silence_codes must be {count} codes below "
+                                  f"{self.lm.config.audio_card}")
+        return named
 
 
 def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,

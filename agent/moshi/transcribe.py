@@ -54,6 +54,24 @@ def lag_of(delay_s: float, frame_rate: float) -> int:
     return max(0, round(delay_s * frame_rate) - 1)
 
 
+def check_same_codes(agent: Model, stt: Model) -> None:
+    """Raise CheckpointError if the two models' Mimis make different codes of the same sound."""
+    lag_frames(stt)
+    codebooks = stt.lm.config.caller_codebooks
+    if codebooks > agent.mimi.config.codebooks:
+        raise CheckpointError(f"{stt.name}: hears {codebooks} codebooks, {agent.name} has "
+                              f"{agent.mimi.config.codebooks}")
+    ours, theirs = agent.mimi.state_dict(), stt.mimi.state_dict()
+    for name, tensor in theirs.items():
+        if not name.startswith(("encoder", "downsample", "quantizer")) or name.endswith("output_proj.weight"):
+            continue
+        other = ours.get(name)
+        if other is None and name.startswith("quantizer.rvq_rest"):
+            continue  # a codebook past those that are there
+        if other is None or other.shape != tensor.shape or not torch.equal(other.cpu(), tensor.cpu()):
+            raise CheckpointError(f"{stt.name}: hears by another Mimi than {agent.name} ({name} differs)")
+
+
 class Transcriber:
     """A speech-to-text model with room for `slots` calls. All state is allocated here, none in a step.
 

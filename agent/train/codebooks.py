@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,48 +25,62 @@ def unquantised(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     return first + rest, first
 
 
-def quantised(quantizer: Quantizer, x: Tensor, used: Tensor, step: int, team: Team, generator: torch.Generator,
-              ) -> tuple[Tensor, Tensor, Tensor]:
-    """x [B, frames, dimension]; `used` [B]: how many of the acoustic codebooks are -> the quantised latents, the first
-    codebook's part, how far latents are from their centroids. Moves the centroids."""
-    first, distance = _through(quantizer.rvq_first, x, None, step, team, generator)
-    rest, distances = _through(quantizer.rvq_rest, x, used, step, team, generator)
+@dataclass(frozen=True)
+class Following:
+    """Centroids move to where latents are, in a step of a training."""
+
+    step: int
+    team: Team
+    generator: torch.Generator
+    decay: float = DECAY
+
+
+def quantised(quantizer: Quantizer, x: Tensor, used: Tensor | None, follow: Following,
+              beside: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """x [B, frames, dimension]; `used` [B]: how many of the acoustic codebooks are, None: all -> the quantised latents,
+    the first codebook's part, how far latents are from their centroids. Moves the centroids, also towards what `beside`
+    holds: latents [..., codebook_dimension] as both halves quantise them."""
+    first, distance = _through(quantizer.rvq_first, x, None, follow, None if beside is None else beside[0])
+    rest, distances = _through(quantizer.rvq_rest, x, used, follow, None if beside is None else beside[1])
     count = len(quantizer.rvq_rest.codebooks())
     return first + rest, first, (distance + distances) / (1 + count)
 
 
-def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, step: int, team: Team,
-             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, follow: Following, beside: Tensor | None,
+             ) -> tuple[Tensor, Tensor]:
     z = linear(x, half.input_proj.weight[..., 0])
     residual, total, distance = z, torch.zeros_like(z), torch.zeros((), device=z.device)
+    others = z.new_zeros(0, z.shape[-1]) if beside is None else beside.flatten(0, -2)
     for place, codebook in enumerate(half.codebooks()):
         vectors, half_squares = codebook.centroids()
-        codes = (linear(residual.detach(), vectors) - half_squares).argmax(dim=-1)
-        chosen = vectors[codes].detach()
+        all_residuals = torch.cat([residual.detach().flatten(0, 1), others])
+        codes = (linear(all_residuals, vectors) - half_squares).argmax(dim=-1)
+        nearest = vectors[codes].detach()
+        others = others - nearest[len(nearest) - len(others):]
+        chosen = nearest[:len(nearest) - len(others)].view(residual.shape)
         distance = distance + F.mse_loss(residual, chosen)
         total = total + (chosen if used is None else chosen * (place < used)[:, None, None])
-        _follow(codebook, residual.detach().flatten(0, 1), codes.flatten(), step, team, generator)
+        _follow(codebook, all_residuals, codes, follow)
         residual = residual - chosen
     return linear(z + (total - z).detach(), half.output_proj.weight[..., 0]), distance
 
 
 @torch.no_grad()
-def _follow(codebook: Codebook, latents: Tensor, codes: Tensor, step: int, team: Team,
-            generator: torch.Generator) -> None:
+def _follow(codebook: Codebook, latents: Tensor, codes: Tensor, following: Following) -> None:
     """Running means of what was assigned to each centroid; one that nothing is assigned to takes a latent's place."""
     usage, sums = codebook.cluster_usage, codebook.embedding_sum
     new = torch.zeros(len(usage), 1 + latents.shape[1], device=latents.device)
     new[:, 0] = torch.bincount(codes, minlength=len(usage))
     new[:, 1:].index_add_(0, codes, latents)
-    team.sum_(new)
-    usage.mul_(DECAY).add_(new[:, 0], alpha=1 - DECAY)
-    sums.mul_(DECAY).add_(new[:, 1:], alpha=1 - DECAY)
-    if step % _LOOKED_AFTER == 0:
+    following.team.sum_(new)
+    usage.mul_(following.decay).add_(new[:, 0], alpha=1 - following.decay)
+    sums.mul_(following.decay).add_(new[:, 1:], alpha=1 - following.decay)
+    if following.step % _LOOKED_AFTER == 0:
         even = usage.mean()
         dead = usage < SHORTEST_USE * even
         if bool(dead.any()):
-            drawn = torch.randint(len(latents), (len(usage),), generator=generator).to(latents.device)
-            places = team.share_(latents[drawn].contiguous())
+            drawn = torch.randint(len(latents), (len(usage),), generator=following.generator).to(latents.device)
+            places = following.team.share_(latents[drawn].contiguous())
             sums.copy_(torch.where(dead[:, None], places * even, sums))
             usage.copy_(torch.where(dead, even, usage))
 

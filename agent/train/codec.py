@@ -1,11 +1,11 @@
 """Trains Mimi: spectral losses, and a first codebook that is taught phonemes (in the paper, WavLM's features).
 
-Three trainings, each goes on from the one before:
+Two trainings, the second goes on from the first:
 
     all    how sound is coded, both sides of calls
-    ears   what callers say: all codebooks are taught phonemes, and only the agent's sound is decoded any more. The
-           spectral losses' gradient, a hundred times that of the phonemes, is made as small as that
-    voice  the decoder alone, on the agent's speech; the codes stay what they are, so calls may be encoded before
+    ears   what callers say: the encoder learns to put phonemes into codes, and centroids follow. The decoder stays as
+           it is: the agent's sentences go on to be encoded by the first training's encoder (`voice`), by centroids that
+           follow its latents, too, so that codes mean to the decoder what they meant
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from agent.moshi.config import MimiConfig
 from agent.moshi.convolution import CausalConv, CausalUpsampling, ChannelwiseUpsampling
-from agent.moshi.layers import LayerScale, Weight
+from agent.moshi.layers import LayerScale, Weight, linear
 from agent.moshi.mimi import Mimi
 from agent.moshi.quantizer import Codebook
 from agent.train import codebooks
 from agent.train.codec_data import Stretches, read_stretches
 from agent.train.codec_loss import SpectralLoss
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME, SILENCE
-from agent.train.trainer import Task, Team
+from agent.train.trainer import Task, Team, TrainingError
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"
+VOICE = "voice"  # the folder beside trained ears of the codec that encodes what the agent says
 
-Learns = Literal["all", "ears", "voice"]
+Learns = Literal["all", "ears"]
 
 _LAYER_SCALE = 0.1
 _LOUDNESS = 0.03  # standard deviation of the sound that the untrained decoder makes
 _BRANCH = 0.5  # of what a residual branch adds, the rest of the signal being 1
 _KMEANS_BATCHES = 40
-_AGENT_SHARE: Mapping[Learns, float] = {"all": 0.5, "ears": 0.25, "voice": 1.0}  # of the stretches
-_SOUND = 0.02  # of the loss, while ears are trained: for the decoder any weight is the same, Adam scales it
+_AGENT_SHARE: Mapping[Learns, float] = {"all": 0.5, "ears": 0.25}  # of the stretches
+_EARS_DECAY = 0.99  # of the running sums of centroids, since these latents grow
+_LEARNT_BY_EARS = ("encoder", "downsample")  # and the quantiser's projections of what comes in
+_STRAIGHT = 0.5  # of the phonemes' loss, from the latents: its gradient doesn't pass through codebooks
+_NEW_LAYER = 0.01  # the layer scale of a layer that is added to a trained encoder
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class CodecSpec:
     commitment: float = 0.25
     phonemes: float = 1.0
     learns: Learns = "all"
-    of: Path | None = None  # a trained codec's folder, to go on from
+    of: Path | None = None  # a trained codec's folder, to go on from; it may have fewer layers
 
 
 def make_task(team: Team, spec: CodecSpec) -> Task:
@@ -71,27 +76,26 @@ class _CodecTask:
         self.team, self.spec = team, spec
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
         labels = LABELS_PER_FRAME * LABELS
-        self.heads = nn.ModuleDict({name: nn.Linear(self.mimi.config.dimension, labels) for name in ("first", "all")})
+        self.heads = nn.ModuleDict({name: nn.Linear(self.mimi.config.dimension, labels)
+                                    for name in ("first", "all", "latents")})
         agent_share = _AGENT_SHARE[spec.learns]
         self.calls = read_stretches(spec.calls, spec.frames, agent_share)
         self.held_out = read_stretches([spec.held_out], spec.frames, agent_share) if team.rank == 0 else None
         self.loss_of = SpectralLoss().to(team.device)
         self.module = nn.ModuleDict({"mimi": self.mimi, "heads": self.heads}).to(team.device)
+        self.voice: Mimi | None = None  # the codec of the first training, but for the centroids
         if spec.of is not None:
-            self.mimi.load_state_dict(load_file(spec.of / WEIGHTS))
+            self.voice, self.voice_config = load_codec(spec.of).to(team.device), json.loads(
+                (spec.of / CONFIG).read_text())
+            begin_with(self.mimi, self.voice)
         else:
             generator = torch.Generator().manual_seed(0)
             initialise(self.mimi, self.calls.draw(16, generator)[0].to(team.device), generator)
-        self.mimi.requires_grad_(True)
-        if spec.learns == "voice":
-            self.heads.requires_grad_(False)
-            for name, weight in self.mimi.named_parameters():
-                weight.requires_grad_(name.startswith(("decoder", "upsample")) or ".output_proj." in name)
+        for name, weight in self.mimi.named_parameters():
+            weight.requires_grad_(spec.learns == "all" or name.startswith(_LEARNT_BY_EARS) or ".input_proj." in name)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         count = max(1, self.spec.batch // self.team.size)
-        if self.spec.learns == "voice":
-            return self._voice_losses(count, generator)
         if self.spec.learns == "ears":
             return self._ears_losses(count, step, generator)
         if step == self.spec.unquantised_steps:
@@ -107,33 +111,31 @@ class _CodecTask:
             quantiser = self.mimi.quantizer
             codes = quantiser.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
             whole, first = quantiser.decode(codes), quantiser.rvq_first.decode(codes[..., :1])
-            rows.append({"phonemes": self._phonemes("first", first, labels)[1], "mel": float("nan")})
-            decoded = torch.ones_like(agent) if self.spec.learns == "all" else agent
-            if bool(decoded.any()):
-                weights = torch.ones(int(decoded.sum()), device=pcm.device)
-                rows[-1]["mel"] = self.loss_of(self.mimi.sound(whole[decoded]), pcm[decoded], weights)[1]
+            row = {"first": self._phonemes("first", first[~agent], labels[~agent])[1]}
             if self.spec.learns == "ears":
-                rows[-1] |= {f"heard_{name}": self._phonemes(name, x[~agent], labels[~agent])[1]
-                             for name, x in (("first", first), ("all", whole))}
+                row["all"] = self._phonemes("all", whole[~agent], labels[~agent])[1]
+                pcm = pcm[agent]
+                assert self.voice is not None
+                self._share_centroids(self.voice)
+                whole = quantiser.decode(self.voice.encode(pcm, self.mimi.config.codebooks).transpose(1, 2))
+            if len(pcm):
+                row["mel"] = self.loss_of(self.mimi.sound(whole), pcm, torch.ones(len(pcm), device=pcm.device))[1]
+            rows.append(row)
+        means = {name: float(torch.tensor([row.get(name, float("nan")) for row in rows]).nanmean())
+                 for name in ("first", "all", "mel")}
         usage = torch.stack([book.cluster_usage for book in self._codebooks()])
         shares = usage / usage.sum(1, keepdim=True)
         bits = -(shares * shares.clamp(min=1e-9).log2()).sum(1)
-        # a batch may have no agent in it, or nobody else
-        means = {name: float(torch.tensor([row[name] for row in rows]).nanmean()) for name in rows[0]}
         return means | {"bits_first": float(bits[0]), "bits_last": float(bits[-1])}
 
     def export(self, folder: Path) -> None:
-        (folder / CONFIG).write_text(json.dumps(self.spec.config, indent=2) + "\n")
-        # Weights in half the bytes; centroids as they are, since codes are decided by small differences.
-        halved = {name for name, _ in self.mimi.named_parameters()}
-        save_file({name: tensor.to(torch.bfloat16 if name in halved else torch.float32).contiguous().cpu()
-                   for name, tensor in self.mimi.state_dict().items()}, folder / WEIGHTS)
+        _write(self.mimi, self.spec.config, folder)
+        if self.voice is not None:
+            self._share_centroids(self.voice)
+            _write(self.voice, self.voice_config, folder / VOICE)
 
-    def _voice_losses(self, count: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        pcm, _, _ = self._drawn(self.calls, count, generator)
-        with torch.no_grad():
-            codes = self.mimi.quantizer.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
-        return self._sound_losses(self.mimi.quantizer.decode(codes), pcm, torch.ones(count, device=pcm.device))
+    def _share_centroids(self, voice: Mimi) -> None:
+        voice.quantizer.load_state_dict(dict(self.mimi.quantizer.named_buffers()), strict=False)
 
     def _sound_losses(self, x: Tensor, pcm: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Of what the decoder makes of quantised latents x [B, frames, dimension] against pcm [B, samples]."""
@@ -147,21 +149,30 @@ class _CodecTask:
     def _ears_losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         pcm, labels, agent = self._drawn(self.calls, count, generator)
         with torch.autocast(pcm.device.type, torch.bfloat16):
-            latents = self.mimi.latents(pcm)
-        used = torch.full((count,), self.mimi.config.codebooks - 1, device=pcm.device)
-        passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents.float(), used, step, self.team,
-                                                      generator)
+            latents = self.mimi.latents(pcm[~agent])
+        labels = labels[~agent]
+        beside = None
+        if bool(agent.any()):
+            beside = self._voice_latents(pcm[agent])
+        passed, first, distance = codebooks.quantised(
+            self.mimi.quantizer, latents.float(), None,
+            codebooks.Following(step, self.team, generator, _EARS_DECAY), beside)
         first_loss, first_right = self._phonemes("first", first, labels)
         all_loss, all_right = self._phonemes("all", passed, labels)
-        total = self.spec.phonemes * (first_loss + all_loss) + self.spec.commitment * distance
-        figures = {"distance": distance.item(), "first_loss": first_loss.item(), "all_loss": all_loss.item(),
-                   "first": first_right, "all": all_right}
-        if bool(agent.any()):
-            spoken = torch.ones(int(agent.sum()), device=pcm.device)
-            sound_loss, of_sound = self._sound_losses(passed[agent], pcm[agent], spoken)
-            total = total + _SOUND * sound_loss
-            figures |= of_sound
-        return total, figures
+        straight_loss, straight_right = self._phonemes("latents", latents.float(), labels)
+        total = (self.spec.phonemes * (first_loss + all_loss + _STRAIGHT * straight_loss)
+                 + self.spec.commitment * distance)
+        return total, {"distance": distance.item(), "first_loss": first_loss.item(), "all_loss": all_loss.item(),
+                       "first": first_right, "all": all_right, "straight": straight_right}
+
+    @torch.no_grad()
+    def _voice_latents(self, pcm: Tensor) -> tuple[Tensor, Tensor]:
+        """The agent's pcm [B, samples] as both halves quantise it, [B, frames, codebook_dimension] each."""
+        assert self.voice is not None
+        latents, quantizer = self.voice.latents(pcm), self.voice.quantizer
+        first, rest = (linear(latents, half.input_proj.weight[..., 0])
+                       for half in (quantizer.rvq_first, quantizer.rvq_rest))
+        return first, rest
 
     def _losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
@@ -176,8 +187,8 @@ class _CodecTask:
             rest = self.mimi.config.codebooks - 1
             few = torch.randint(1, rest + 1, (count,), generator=generator)
             used = torch.where(torch.rand(count, generator=generator) < spec.all_codebooks, rest, few).to(pcm.device)
-            passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, step, self.team,
-                                                          generator)
+            follow = codebooks.Following(step, self.team, generator)
+            passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, follow)
         sound_loss, figures = self._sound_losses(passed, pcm, torch.where(agent, 1.0, spec.caller_weight))
         phonemes, right = self._phonemes("first", first, labels)
         total = sound_loss + spec.commitment * distance + spec.phonemes * phonemes
@@ -205,6 +216,44 @@ class _CodecTask:
         latents = [self.mimi.latents(self._drawn(self.calls, 8, generator)[0]).flatten(0, 1)
                    for _ in range(_KMEANS_BATCHES)]
         codebooks.begin(self.mimi.quantizer, torch.cat(latents), self.team, generator)
+
+
+def load_codec(folder: Path) -> Mimi:
+    """What `export` wrote. Raises TrainingError."""
+    try:
+        mimi = Mimi(MimiConfig.from_dict(json.loads((folder / CONFIG).read_text())))
+        mimi.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
+    return mimi.eval()
+
+
+def _write(mimi: Mimi, config: Mapping[str, Any], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    # Weights in half the bytes; centroids as they are, since codes are decided by small differences.
+    halved = {name for name, _ in mimi.named_parameters()}
+    save_file({name: tensor.to(torch.bfloat16 if name in halved else torch.float32).contiguous().cpu()
+               for name, tensor in mimi.state_dict().items()}, folder / WEIGHTS)
+
+
+@torch.no_grad()
+def begin_with(mimi: Mimi, trained: Mimi) -> None:
+    """Go on from a codec that is alike but for the number of layers. A layer that it hasn't begins by changing next to
+    nothing in the encoder and nothing in the decoder. Raises TrainingError."""
+    generator = torch.Generator().manual_seed(0)
+    theirs = trained.state_dict()
+    for name, tensor in mimi.state_dict().items():
+        if name in theirs and theirs[name].shape == tensor.shape:
+            tensor.copy_(theirs[name])
+        elif name in theirs or "_transformer." not in name:
+            raise TrainingError(f"the codec to go on from has another {name}")
+        elif "layer_scale_" in name:
+            tensor.fill_(_NEW_LAYER if name.startswith("encoder") else 0.0)
+        elif tensor.dim() == 1:
+            tensor.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            nn.init.normal_(tensor, std=tensor.shape[1] ** -0.5, generator=generator)
 
 
 @torch.no_grad()
@@ -248,4 +297,4 @@ def initialise(mimi: Mimi, pcm: Tensor, generator: torch.Generator) -> None:
         hook.remove()
 
 
-__all__ = ["CONFIG", "WEIGHTS", "CodecSpec", "initialise", "make_task"]
+__all__ = ["CONFIG", "VOICE", "WEIGHTS", "CodecSpec", "begin_with", "initialise", "load_codec", "make_task"]

@@ -33,12 +33,14 @@ class Stretches:
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """pcm [count, samples], labels [count, frames * LABELS_PER_FRAME], whether it is the agent's [count]."""
         random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-        drawn = [self._one(random) for _ in range(count)]
+        agents = int(count * self.agent_share + random.random())
+        if self.agent_share < 1:
+            agents = min(agents, count - 1)  # somebody calls, whatever was drawn
+        drawn = [self._one("agent" if at < agents else "caller", random) for at in range(count)]
         pcm, labels, agent = zip(*drawn, strict=True)
         return torch.from_numpy(np.stack(pcm)), torch.from_numpy(np.stack(labels)), torch.tensor(agent)
 
-    def _one(self, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
-        side: Speaker = "agent" if random.random() < self.agent_share else "caller"
+    def _one(self, side: Speaker, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, bool]:
         sides = self.tracks[side]
         track = sides[int(random.integers(len(sides)))]
         length = self.frames * FRAME_SAMPLES

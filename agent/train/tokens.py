@@ -102,13 +102,14 @@ class Tokens(Sequence[CallTokens]):
 _FIELDS = ("agent", "caller", "text", "free", "said", "speaking", "intent", "phones")
 
 
-def encode_calls(lists: Sequence[Path], mimi: Mimi, tokenizer: Tokenizer, out: Path, *, workers: int = 1,
-                 progress: Callable[[int, int], None] | None = None) -> None:
-    """Encode all calls of the lists into the file `out`, on a CPU by several processes. Raises DatasetError."""
+def encode_calls(lists: Sequence[Path], mimi: Mimi, tokenizer: Tokenizer, out: Path, *, voice: Mimi | None = None,
+                 workers: int = 1, progress: Callable[[int, int], None] | None = None) -> None:
+    """Encode all calls of the lists into the file `out`, on a CPU by several processes; the agent's side by `voice`,
+    where ears were trained apart from it (codec.py). Raises DatasetError."""
     entries = [entry for listed in lists for entry in read_list(listed)]
     groups = list(_grouped([(entry.path, entry.duration_s) for entry in entries]))
     done: list[CallTokens] = []
-    for calls in _encoded_groups(groups, mimi, tokenizer, workers):
+    for calls in _encoded_groups(groups, (mimi, voice or mimi), tokenizer, workers):
         done += calls
         if progress is not None:
             progress(len(done), len(entries))
@@ -127,15 +128,15 @@ def write_tokens(calls: Sequence[CallTokens], out: Path) -> None:
     part.replace(out)
 
 
-def _encoded_groups(groups: list[list[Path]], mimi: Mimi, tokenizer: Tokenizer, workers: int
+def _encoded_groups(groups: list[list[Path]], codecs: tuple[Mimi, Mimi], tokenizer: Tokenizer, workers: int
                     ) -> Iterator[list[CallTokens]]:
     if workers <= 1:
-        encoder = CallEncoder(mimi, tokenizer)
+        encoder = CallEncoder(codecs[0], tokenizer, codecs[1])
         yield from (_encoded_group(encoder, group) for group in groups)
         return
-    weights = {name: tensor.numpy() for name, tensor in mimi.cpu().state_dict().items()}
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (mimi.config, weights, tokenizer.path)
-                             ) as pool:
+    packed = [(mimi.config, {name: tensor.numpy() for name, tensor in mimi.cpu().state_dict().items()})
+              for mimi in codecs]
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (packed, tokenizer.path)) as pool:
         for calls in pool.map(_encode_in_worker, groups):
             yield [CallTokens(name, *map(torch.from_numpy, arrays)) for name, arrays in calls]
 
@@ -143,12 +144,14 @@ def _encoded_groups(groups: list[list[Path]], mimi: Mimi, tokenizer: Tokenizer, 
 _worker: list[CallEncoder] = []  # of a process of the pool: its encoder
 
 
-def _begin_worker(config: MimiConfig, weights: dict[str, np.ndarray], tokenizer: Path) -> None:
+def _begin_worker(codecs: list[tuple[MimiConfig, dict[str, np.ndarray]]], tokenizer: Path) -> None:
     end_with_parent()
     torch.set_num_threads(1)
-    mimi = Mimi(config)
-    mimi.load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
-    _worker.append(CallEncoder(mimi.eval(), Tokenizer(tokenizer)))
+    mimis = []
+    for config, weights in codecs:
+        mimis.append(Mimi(config).eval())
+        mimis[-1].load_state_dict({name: torch.from_numpy(weight) for name, weight in weights.items()})
+    _worker.append(CallEncoder(mimis[0], Tokenizer(tokenizer), mimis[1]))
 
 
 def _encode_in_worker(group: list[Path]) -> list[tuple[str, list[np.ndarray]]]:
@@ -165,19 +168,19 @@ def encode_call(call: Call, mimi: Mimi, tokenizer: Tokenizer, name: str) -> Call
 
 
 class CallEncoder:
-    """Encodes calls; keeps the codes of what the agent says, which is often the same."""
+    """Encodes calls, the agent's side by `voice`; keeps the codes of what the agent says, which is often the same."""
 
-    def __init__(self, mimi: Mimi, tokenizer: Tokenizer) -> None:
-        self.mimi, self.tokenizer = mimi, tokenizer
+    def __init__(self, mimi: Mimi, tokenizer: Tokenizer, voice: Mimi | None = None) -> None:
+        self.mimi, self.voice, self.tokenizer = mimi, voice or mimi, tokenizer
         self.codebooks = mimi.config.codebooks
         self._intents = {name: place for place, name in enumerate(sorted(load().intents))}
         self._spoken: dict[bytes, Tensor] = {}
-        first = self._encoded([np.zeros(3 * _BEFORE * FRAME_SAMPLES, np.float32)])[0]
+        first = self._encoded(self.voice, [np.zeros(3 * _BEFORE * FRAME_SAMPLES, np.float32)])[0]
         self._silence_begins, self._silence = first[:, :_BEFORE], first[:, -1:]
 
     def encode(self, calls: Sequence[tuple[str, Call]]) -> list[CallTokens]:
         """Names and calls -> their tokens; the callers' sound goes through the codec as one batch."""
-        callers = self._encoded([call.caller for _, call in calls])
+        callers = self._encoded(self.mimi, [call.caller for _, call in calls])
         return [self._one(name, call, codes) for (name, call), codes in zip(calls, callers, strict=True)]
 
     def _one(self, name: str, call: Call, caller: Tensor) -> CallTokens:
@@ -204,18 +207,18 @@ class CallEncoder:
         if key not in self._spoken:
             silence = np.zeros(_BEFORE * FRAME_SAMPLES, np.float32)
             padded = np.concatenate([silence, pcm, silence[:_AFTER * FRAME_SAMPLES]])
-            self._spoken[key] = self._encoded([padded])[0][:, _BEFORE:]
+            self._spoken[key] = self._encoded(self.voice, [padded])[0][:, _BEFORE:]
         return self._spoken[key]
 
     @torch.inference_mode()
-    def _encoded(self, sounds: Sequence[Samples]) -> list[Tensor]:
+    def _encoded(self, mimi: Mimi, sounds: Sequence[Samples]) -> list[Tensor]:
         """Codes [codebooks, frames] of each. On a CPU one after another: a batch leaves its caches, and takes twice as
         long."""
-        if len(sounds) > 1 and _device(self.mimi).type == "cpu":
-            return [codes for sound in sounds for codes in self._encoded([sound])]
+        if len(sounds) > 1 and _device(mimi).type == "cpu":
+            return [codes for sound in sounds for codes in self._encoded(mimi, [sound])]
         longest = max(sound.size for sound in sounds)
         batch = np.stack([np.pad(sound, (0, longest - sound.size)) for sound in sounds])
-        codes = self.mimi.encode(torch.from_numpy(batch).to(_device(self.mimi)), self.codebooks).cpu()
+        codes = mimi.encode(torch.from_numpy(batch).to(_device(mimi)), self.codebooks).cpu()
         return [row[:, :sound.size // FRAME_SAMPLES].clone() for row, sound in zip(codes, sounds, strict=True)]
 
     def _meant(self, call: Call, frames: int) -> Tensor:

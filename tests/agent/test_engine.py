@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.engine import EchoEngine, MoshiEngine, Sampling, StepInputs, StepOutputs, TextMode, measure_threads
-from agent.moshi.checkpoint import Model, load_model
+from agent.moshi.checkpoint import CheckpointError, Model, load_model
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.lm import LanguageModel
 from agent.moshi.stages import bucket_of
@@ -335,3 +335,46 @@ def test_echo_gives_back_what_it_hears_one_frame_later():
     again = engine.step(StepInputs.free([0], [True], frames[0][:1], engine.info, engine.default_sampling(1)))
     assert not again.pcm.any()
     assert again.text.tolist() == [PAD_TOKEN]
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[Model, Model]:
+    folder = Path(__file__).parents[2] / "models" / "nano"
+    return load_model(folder), load_model(folder / "stt")
+
+
+def test_speech_to_text_beside_the_agent_changes_no_token_of_it(nano: tuple[Model, Model]) -> None:
+    agent, stt = nano
+    alone, both = MoshiEngine(agent, 2), MoshiEngine(agent, 2, stt)
+    rng = np.random.default_rng(0)
+    heard = set()
+    for k in range(40):
+        pcm = sound(rng, 2)
+        rows = [StepInputs.free([0, 1], [k == 0] * 2, pcm, engine.info, engine.default_sampling(2))
+                for engine in (alone, both)]
+        first, second = alone.step(rows[0]), both.step(rows[1], transcribe=k % 3 > 0)
+        for name in ("pcm", "text", "sampled_text", "agent_codes", "caller_codes", "text_entropy"):
+            assert np.array_equal(getattr(first, name), getattr(second, name)), name
+        assert set(first.caller_text) == {-1}
+        assert (set(second.caller_text) == {-1}) == (k % 3 == 0)
+        assert second.pauses.shape == (2, both.info.pause_heads, 1)
+        heard |= set(second.caller_text.tolist())
+    assert len(heard) > 1
+
+
+def test_speech_to_text_that_hears_by_another_codec_is_refused(nano: tuple[Model, Model]) -> None:
+    with pytest.raises(CheckpointError, match="hears by another Mimi"):
+        MoshiEngine(nano[0], 1, replace(nano[1], mimi=load_model(GOLDEN / "wide").mimi))
+    with pytest.raises(CheckpointError, match="no speech-to-text model"):
+        MoshiEngine(nano[0], 1, nano[0])
+
+
+def test_silence_is_what_the_codec_makes_of_it_or_what_the_config_says(nano: tuple[Model, Model]) -> None:
+    agent, _ = nano
+    codes = agent.silence()
+    pcm = agent.mimi.decode(torch.tensor(codes)[None, :, None].expand(-1, -1, 50))
+    assert float(pcm[0, 1920 * 10:].abs().max()) < 10 ** (-50 / 20)
+    named = replace(agent, config={**agent.config, "silence_codes": [1] * 8})
+    assert MoshiEngine(named, 1).silence.tolist() == [1] * 8
+    with pytest.raises(CheckpointError, match="silence_codes must be 8 codes below 512"):
+        replace(agent, config={**agent.config, "silence_codes": [1, 2]}).silence()

@@ -30,7 +30,7 @@ class FailingEngine(EchoEngine):
 
     steps = 0
 
-    def step(self, inputs: StepInputs) -> StepOutputs:
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
         self.steps += 1
         if self.steps == 3:
             raise RuntimeError("the device is gone")
@@ -216,7 +216,7 @@ async def test_unknown_kinds_are_ignored_pings_answered_controls_told_to_be_unsu
         for message in (b"\xc8whatever", wire.encode(wire.Ping(77)), wire.encode(wire.Control("c1", "speak"))):
             await connection.send(message)
         assert await _next(connection) == wire.Ping(77)
-        assert await _next(connection) == wire.Outcome("c1", 0, "unsupported")
+        assert await _next(connection) == wire.Outcome("c1", "unsupported", 0, 0, "this model has no text")
 
 
 async def test_a_close_is_answered_with_a_close(start: Start) -> None:

@@ -23,6 +23,7 @@ from calls.events import (
     CallLeased,
     CallMeasured,
     CallReceived,
+    ControlTaken,
     EndReason,
     Envelope,
     Event,
@@ -33,7 +34,7 @@ from calls.events import (
     UtteranceSpoken,
     Word,
 )
-from calls.store import CallRow, DatabaseAway, RecordingRow, Refused, Store, StoreError, advance, upgrade
+from calls.store import CallRow, ControlRow, DatabaseAway, RecordingRow, Refused, Store, StoreError, advance, upgrade
 from calls.tables import Base
 
 AT = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
@@ -311,3 +312,17 @@ async def test_what_was_measured_last_is_kept(store: Store) -> None:
     assert await store.measures("call") == {name: Measure(name, 20, 2.0, 0.05, 0.08, None)
                                             for name in ("whole", "step", "gap")}
     assert await store.measures("another") == {}
+
+
+async def test_what_was_wanted_of_a_call_is_kept_in_the_order_in_which_it_took_effect(store: Store) -> None:
+    def taken(id: str, first_k: int, outcome: str = "held") -> ControlTaken:
+        return ControlTaken(id, "hold", "", True, "ann", AT, outcome, first_k, first_k + 3, "")
+
+    come = [envelope(RECEIVED, 1, fence=0), envelope(taken("b", 30), 1), envelope(taken("a", 20), 2),
+            envelope(taken("b", 30, "superseded"), 3)]
+    await store.apply(come)
+    await store.apply(list(reversed(come)))
+    assert await store.controls("call") == (
+        ControlRow("a", "hold", "", True, "ann", AT, "held", 20, 23, ""),
+        ControlRow("b", "hold", "", True, "ann", AT, "superseded", 30, 33, ""))
+    assert await store.controls("other") == ()

@@ -50,7 +50,8 @@ either_way = st.one_of(
     st.builds(Close, reason=st.sampled_from(CloseReason)))
 from_bridge = either_way | st.one_of(
     st.builds(Open, call=short_texts, lease=short_texts, sampling=st.builds(SamplingSettings)),
-    st.builds(Control, id=short_texts, action=short_texts, text=short_texts),
+    st.builds(Control, id=short_texts, action=st.sampled_from(["speak", "hold", "say", "whisper", "release", "set"]),
+              text=short_texts, mute=st.booleans(), sampling=st.none() | st.builds(SamplingSettings)),
     st.builds(History, steps=st.lists(steps, max_size=3).map(tuple),
               control_state=st.dictionaries(short_texts, st.integers(), max_size=3)))
 from_worker = either_way | steps | st.one_of(
@@ -59,7 +60,7 @@ from_worker = either_way | steps | st.one_of(
               largest_delay=small, us_to_boundary=st.integers(0, 10**6)),
     st.builds(Text, k=frames, piece=short_texts, sampled=short_texts, word=st.none() | short_texts,
               first_k=st.none() | frames, last_k=st.none() | frames),
-    st.builds(Outcome, id=short_texts, k=frames, outcome=short_texts))
+    st.builds(Outcome, id=short_texts, outcome=short_texts, first_k=frames, k=frames, why=short_texts))
 
 
 @given(from_bridge)

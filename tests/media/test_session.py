@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until, word
 
+from calls.controls import Control, Result
 from calls.events import (
     COUNTED,
     HOPS,
@@ -17,6 +18,7 @@ from calls.events import (
     CallLeased,
     CallMeasured,
     CallReceived,
+    ControlTaken,
     EndReason,
     UtteranceSpoken,
 )
@@ -506,3 +508,34 @@ async def test_chunks_for_which_nothing_came_are_counted(bench: Bench) -> None:
     [told] = bench.events.of(CallMeasured)
     assert isinstance(told, CallMeasured)
     assert 1 <= next(measure.count for measure in told.measures if measure.name == "concealed") <= 4
+
+
+async def test_a_control_goes_to_the_worker_and_into_the_calls_timeline(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    results: list[Result] = []
+    await bench.frames(transport, 3)
+    await session.control(Control("call-1", "hold", by="ann", id="one"), results.append)
+    await until(lambda: results)
+    assert results == [Result("one", "held", 2, 2)]
+    session.hung_up()
+    await session.control(Control("call-1", "hold", id="late"), results.append)
+    await session.close(200)
+    assert results[1:] == [Result("late", "refused", 3, 3, "the call isn't talking")]
+    taken = [event for event in bench.events.of(ControlTaken) if isinstance(event, ControlTaken)]
+    assert [(event.by, event.action, event.outcome) for event in taken] == [
+        ("ann", "hold", "held"), ("", "hold", "refused")]
+
+
+async def test_an_operator_can_hang_up(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    results: list[Result] = []
+    await session.control(Control("call-1", "hang_up", by="ann", id="bye"), results.append)
+    ending = asyncio.create_task(session.over())
+    while not ending.done():
+        transport.tick()
+        await asyncio.sleep(0.001)
+    await session.close(200)
+    assert [result.outcome for result in results] == ["done"]
+    assert (bench.events.ended.reason, bench.events.ended.side, bench.events.ended.detail) == (
+        EndReason.OPERATOR_HUNG_UP, "local", "ann")

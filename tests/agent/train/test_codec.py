@@ -24,7 +24,7 @@ from agent.train.phone_labels import LABELS_PER_FRAME, SILENCE
 from agent.train.phones import PHONES
 from agent.train.render import Call, Utterance, Word
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
-from agent.train.trainer import PROGRESS, Plan, Team, train
+from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
 
 TEAM = Team(0, 1, torch.device("cpu"))
 
@@ -126,7 +126,8 @@ def test_codebooks_begin_at_the_latents_and_follow_them() -> None:
     used = torch.full((6,), 3)
 
     def distance(x: torch.Tensor, step: int) -> float:
-        return float(codebooks.quantised(quantizer, x.view(6, 100, -1), used, step, TEAM, generator)[2])
+        return float(codebooks.quantised(quantizer, x.view(6, 100, -1), used,
+                                          codebooks.Following(step, TEAM, generator))[2])
 
     first, random = distance(latents, 1), float(latents.var())
     assert first < 0.5 * random
@@ -143,7 +144,8 @@ def test_gradients_pass_through_the_codebooks() -> None:
     codebooks.begin(mimi.quantizer, latents.detach().flatten(0, 1), TEAM, generator)
     codes = mimi.quantizer.encode(latents, 4)
     whole, semantic = mimi.quantizer.decode(codes), mimi.quantizer.rvq_first.decode(codes[..., :1])
-    out, first, _ = codebooks.quantised(mimi.quantizer, latents, torch.tensor([1, 3]), 1, TEAM, generator)
+    out, first, _ = codebooks.quantised(mimi.quantizer, latents, torch.tensor([1, 3]),
+                                        codebooks.Following(1, TEAM, generator))
     assert torch.allclose(out[1], whole[1], atol=1e-4), "with all codebooks it is what the model makes of the codes"
     assert not torch.allclose(out[0], whole[0], atol=1e-4), "with one it isn't"
     assert torch.allclose(first, semantic, atol=1e-4)
@@ -170,39 +172,38 @@ def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
     assert loss(decoded, pcm, weights)[0] < 0.9 * loss(silence, pcm, weights)[0]
 
 
-def test_ears_are_taught_phones_while_only_the_agent_is_decoded(calls: Path, tmp_path: Path) -> None:
+def test_ears_are_taught_phones_and_the_agent_sounds_as_before(calls: Path, tmp_path: Path) -> None:
     plan = Plan(steps=20, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=20,
                 save_every=20)
     spec = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, unquantised_steps=10)
     train(codec.make_task, spec, plan, tmp_path / "codec", lambda _: None)
-    ears = codec.CodecSpec(tiny(), (calls,), calls, batch=8, frames=6, learns="ears", of=tmp_path / "codec")
+    deeper = tiny()
+    deeper["transformer"]["num_layers"] += 1
+    ears = codec.CodecSpec(deeper, (calls,), calls, batch=8, frames=6, learns="ears", of=tmp_path / "codec")
     train(codec.make_task, ears, replace(plan, steps=60), tmp_path / "ears", lambda _: None)
     lines = [json.loads(line) for line in (tmp_path / "ears" / PROGRESS).read_text().splitlines()]
     trained = [line for line in lines if line["kind"] == "training"]
     for name in ("first", "all"):
         assert trained[-1][name] > max(0.6, trained[0][name])
-        assert lines[-1][f"heard_{name}"] > 0.6  # of callers alone; here the calls are those that it learnt from
-    assert trained[-1]["spectral"] < trained[0]["spectral"]
+        assert lines[-1][name] > 0.6  # of callers alone; here the calls are those that it learnt from
     before, after = (load_file(tmp_path / name / codec.WEIGHTS) for name in ("codec", "ears"))
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert {"encoder", "encoder_transformer", "downsample", "quantizer", "decoder"} <= changed
-
-
-def test_the_decoder_alone_learns_a_voice(calls: Path, tmp_path: Path) -> None:
-    plan = Plan(steps=20, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=20,
-                save_every=20)
-    spec = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, unquantised_steps=10)
-    train(codec.make_task, spec, plan, tmp_path / "codec", lambda _: None)
-    voice = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, learns="voice",
-                            of=tmp_path / "codec")
-    train(codec.make_task, voice, plan, tmp_path / "voice", lambda _: None)
-    before, after = (load_file(tmp_path / name / codec.WEIGHTS) for name in ("codec", "voice"))
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert {"decoder", "decoder_transformer", "upsample"} <= changed <= {
-        "decoder", "decoder_transformer", "upsample", "quantizer"}
-    one, two = Mimi(MimiConfig.from_dict(tiny())), Mimi(MimiConfig.from_dict(tiny()))
-    one.load_state_dict(before)
-    two.load_state_dict(after)
-    pcm = read_stretches([calls], 6).draw(4, torch.Generator().manual_seed(3))[0]
+    changed = {name.rsplit(".", 1)[0] for name in before if not torch.equal(before[name], after[name])}
+    kept = ("decoder", "upsample", "quantizer.rvq_first.output_proj", "quantizer.rvq_rest.output_proj")
+    assert {name.split(".")[0] for name in changed} == {"encoder", "encoder_transformer", "downsample", "quantizer"}
+    assert not any(name.startswith(kept) for name in changed)
+    first, voice, mimi = (codec.load_codec(tmp_path / name) for name in ("codec", "ears/voice", "ears"))
+    pcm = read_stretches([calls], 6, agent_share=1.0).draw(4, torch.Generator().manual_seed(3))[0]
+    loss, weights = SpectralLoss(), torch.ones(4)
     with torch.no_grad():
-        assert torch.equal(one.encode(pcm, 4), two.encode(pcm, 4)), "codes stay what they are"
+        losses = [float(loss(mimi.decode(one.encode(pcm, 4)), pcm, weights)[0]) for one in (voice, mimi)]
+        as_before = float(loss(first.decode(first.encode(pcm, 4)), pcm, weights)[0])
+    assert losses[0] < 1.15 * as_before, "the agent's sentences are decoded as before"
+
+
+def test_a_codec_to_go_on_from_must_be_alike(calls: Path, tmp_path: Path) -> None:
+    wider = tiny()
+    wider["quantizer"]["bins"] *= 2
+    with pytest.raises(TrainingError, match="the codec to go on from has another quantizer"):
+        codec.begin_with(Mimi(MimiConfig.from_dict(wider)), Mimi(MimiConfig.from_dict(tiny())))
+    with pytest.raises(TrainingError, match="has no whole Mimi"):
+        codec.load_codec(tmp_path)
