@@ -210,7 +210,7 @@ class Store:
             arrived.setdefault(series, set()).add(sequence)
         if not arrived:
             return {}
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             await _touch_calls(connection, envelopes, {series.call for series in arrived})
             for kind in _CALL_EVENTS:
                 await _update_calls(connection, [each for each in envelopes if isinstance(each.event, kind)])
@@ -221,7 +221,7 @@ class Store:
             return await _advance_watermarks(connection, arrived, floors or {})
 
     async def call(self, id: str) -> CallRow | None:
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             row = (await connection.execute(_CALLS.where(Call.id == _clean(id)))).first()
         return CallRow(*row) if row else None
 
@@ -231,13 +231,13 @@ class Store:
         if before is not None:
             last = select(Call.received_at, Call.id).where(Call.id == _clean(before)).scalar_subquery()
             query = query.where(tuple_(Call.received_at, Call.id) < last)
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             return tuple(CallRow(*row) for row in await connection.execute(query))
 
     async def utterances(self, call: str) -> tuple[UtteranceRow, ...]:
         """What was said in a call, with words, in the order in which it began."""
         of_call = Utterance.call_id == _clean(call)
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             rows = (await connection.execute(_UTTERANCES.where(of_call).order_by(
                 Utterance.first_k, Utterance.speaker))).all()
             found = await connection.execute(
@@ -253,7 +253,7 @@ class Store:
     async def recording(self, call: str) -> RecordingRow | None:
         query = select(Recording.call_id, Recording.kept_at, Recording.url, Recording.codec, Recording.seconds,
                        Recording.bytes, Recording.lost_s, Recording.paused_s).where(Recording.call_id == _clean(call))
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             row = (await connection.execute(query)).first()
         return RecordingRow(*row) if row else None
 
@@ -261,14 +261,14 @@ class Store:
         """What was wanted of a call, in the order in which it took effect."""
         query = (select(*(getattr(CallControl, name) for name in ControlRow.__dataclass_fields__))
                  .where(CallControl.call_id == _clean(call)).order_by(CallControl.first_k, CallControl.accepted_at))
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             return tuple(ControlRow(*row) for row in await connection.execute(query))
 
     async def measures(self, call: str) -> dict[str, Measure]:
         """What was measured of a call, by its name."""
         query = select(CallMeasure.name, CallMeasure.count, CallMeasure.total_s, CallMeasure.p50_s, CallMeasure.p95_s,
                        CallMeasure.p99_s).where(CallMeasure.call_id == _clean(call))
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             return {row[0]: Measure(*row) for row in await connection.execute(query)}
 
     async def search(self, text: str, limit: int = 50) -> tuple[Match, ...]:
@@ -278,11 +278,12 @@ class Store:
                         Utterance.text)
                  .join(Call).where(Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", _clean(text))))
                  .order_by(desc(Call.received_at), desc(Call.id), Utterance.first_k).limit(_rows(limit)))
-        async with self._transaction() as connection:
+        async with self.transaction() as connection:
             return tuple(Match(*row) for row in await connection.execute(query))
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction, within ANSWER_S. Raises StoreError."""
         try:
             async with asyncio.timeout(ANSWER_S), self._engine.begin() as connection:
                 yield connection

@@ -184,6 +184,19 @@ class Recording(Base):
                                       name="recordings_sizes"),)
 
 
+class ApiKey(Base):
+    """What a program shows to use the API; of its secret only a hash."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    hash: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+
 class EventWatermark(Base):
     """Which events of a series are here: 1 to `sequence`, and those `ahead` of a gap."""
 

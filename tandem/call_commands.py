@@ -31,12 +31,12 @@ def show_call(settings: Settings, call_id: str) -> None:
 
 
 async def _calls(settings: Settings, limit: int) -> list[CallRow]:
-    async with _store(settings) as store:
+    async with open_store(settings) as store:
         return list(await store.calls(limit))
 
 
 async def _show(settings: Settings, call_id: str) -> None:
-    async with _store(settings) as store:
+    async with open_store(settings) as store:
         row = await store.call(call_id)
         if row is None:
             raise UserError(f"there is no call {call_id}")
@@ -79,7 +79,8 @@ def _print_measures(measures: Mapping[str, Measure]) -> None:
 
 
 @asynccontextmanager
-async def _store(settings: Settings) -> AsyncIterator[Store]:
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The settings' Postgres, or that of the Tandem that runs here. Raises UserError."""
     store = Store(_url(settings))
     try:
         with told_in_one_line(StoreError):

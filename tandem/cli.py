@@ -24,6 +24,8 @@ bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None
 db = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model, name="model")
 app.add_typer(call, name="call")
+key = typer.Typer(help="Keys with which programs use the API.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(key, name="key")
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
 app.add_typer(db, name="db")
@@ -194,6 +196,36 @@ def call_hang_up(call_id: _CallId) -> None:
 def call_record(call_id: _CallId, what: Annotated[Literal["pause", "resume"], typer.Argument()]) -> None:
     """Pause the call's recording, or go on with it."""
     _give(call_id, f"{what}_recording")
+
+
+@key.command("add")
+def key_add(
+    name: Annotated[str, typer.Argument(help="whose it is, as timelines tell it")],
+    scope: Annotated[list[str], typer.Option(help="what it may do: calls:read, calls:control; may be given again")],
+) -> None:
+    """Make a key. It is printed once, and kept as a hash."""
+    from calls.api_keys import Scope
+    from tandem.key_commands import make_key
+
+    if unknown := sorted(set(scope) - {known.value for known in Scope}):
+        raise UserError(f"--scope {unknown[0]}: give some of {', '.join(known.value for known in Scope)}")
+    make_key(load_settings(), name, tuple(Scope(one) for one in scope))
+
+
+@key.command("list")
+def key_list() -> None:
+    """The keys there are, without themselves."""
+    from tandem.key_commands import list_keys
+
+    list_keys(load_settings())
+
+
+@key.command("revoke")
+def key_revoke(id: Annotated[str, typer.Argument(help="a key's id, from `tandem key list`")]) -> None:
+    """From now on a key doesn't serve."""
+    from tandem.key_commands import revoke_key
+
+    revoke_key(load_settings(), id)
 
 
 @call.command("replay")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import secrets
 import signal
 import socket
@@ -18,6 +19,7 @@ from calls import persist
 from calls.connect import open_redis
 from calls.live import EventWriter
 from calls.settings import PREFIX, Settings, SettingsError, split
+from calls.store import Store
 from media.recordings import Keeper, Storage, StorageError, keep_orphans
 from tandem import log
 from tandem.errors import told_in_one_line
@@ -61,7 +63,7 @@ def web(settings: Settings) -> None:
     from admin.app import create_app
 
     async def run() -> None:
-        app = create_app(_redis(settings), settings, secret(settings).encode())
+        app = create_app(_redis(settings), settings, secret(settings).encode(), Store(database_url(settings)))
         proxies = split(settings.web_proxies)
         server = uvicorn.Server(uvicorn.Config(
             app, host=settings.web_host, port=settings.web_port, log_config=None, access_log=False,
@@ -69,7 +71,7 @@ def web(settings: Settings) -> None:
             forwarded_allow_ips=list(proxies)))
         await server.serve()
 
-    redis_url(settings), secret(settings)
+    redis_url(settings), database_url(settings), secret(settings)
     asyncio.run(run())
 
 
@@ -83,6 +85,8 @@ async def _webrtc_process(settings: Settings) -> None:
     from media.webrtc.bridge import WebBridge
     from media.webrtc.ice import BadAddress
 
+    gc.collect()
+    gc.freeze()  # what is here stays: the collector, which stops all calls' clocks, needn't look at it again
     async with _redis(settings) as redis:
         bridge = WebBridge(settings, redis, secret(settings).encode())
         _on_signal(bridge.stop)

@@ -1,4 +1,4 @@
-"""What operators wanted of calls, and what became of it."""
+"""What operators wanted of calls, and what became of it; the keys with which programs do that."""
 
 from __future__ import annotations
 
@@ -29,7 +29,17 @@ def upgrade() -> None:
         sa.Column("version", ARRAY(sa.BigInteger), nullable=False),
         sa.CheckConstraint("first_k >= 0 AND k >= first_k", name="controls_frames"),
     )
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("name", sa.Text, nullable=False),
+        sa.Column("hash", sa.Text, nullable=False),
+        sa.Column("scopes", ARRAY(sa.Text), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("revoked_at", sa.DateTime(timezone=True)),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("api_keys")
     op.drop_table("controls")

@@ -16,6 +16,9 @@ from admin.app import create_app
 from calls.connect import open_redis
 from calls.routing import BridgeRegistry, Heartbeat, WorkerRegistry
 from calls.settings import Settings
+from calls.store import Store
+
+NO_STORE = Store("postgresql://127.0.0.1:1/nobody")
 
 
 async def _get(port: int, path: str) -> tuple[int, Any]:
@@ -32,7 +35,8 @@ async def _get(port: int, path: str) -> tuple[int, Any]:
 
 async def _serving(redis: Redis) -> AsyncIterator[int]:
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(redis, Settings(), b"s" * 32), port=port, log_config=None))
+    app = create_app(redis, Settings(), b"s" * 32, NO_STORE)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
     running = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
         while not server.started:
