@@ -18,9 +18,10 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 serve: setup
 	@$(BIN)/tandem serve
 
-# Real peers of the tests: SIP phones, speech synthesisers, a sound editor.
+# Real peers of the tests: SIP phones, a browser, a TURN server, speech synthesisers, a sound editor.
 test-peers:
-	@deploy/debian-packages.sh baresip sip-tester sox espeak-ng libflite1 festival festvox-kdlpc16k festvox-us-slt-hts
+	@deploy/debian-packages.sh baresip sip-tester chromium coturn sox espeak-ng libflite1 festival festvox-kdlpc16k \
+		festvox-us-slt-hts
 
 test: setup test-peers
 	$(BIN)/pytest --quiet

@@ -59,7 +59,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 def serving(**settings: object) -> Iterator[Served]:
     """Ends with Ctrl-C, after which nothing may be left running."""
     folder = Path(tempfile.mkdtemp(prefix="tandem-"))
-    sip_port, web_port = free_port(), free_port()
+    sip_port, web_port = free_port(), int(str(settings.get("web_port", free_port())))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")} | {
         "TANDEM_SIP_PORT": str(sip_port), "TANDEM_WEB_PORT": str(web_port), "TANDEM_WORKER_PORT": "0",
         "TANDEM_THREADS": "1", "TANDEM_MODEL": "random",

@@ -11,17 +11,17 @@ const TEXTS = {
 	idle: 'Ready when you are',
 	'requesting-microphone': 'Please allow the microphone', connecting: 'Connecting…', talking: 'Connected',
 	muted: 'You are muted', reconnecting: 'Connection lost. Trying again…', ended: 'The call has ended',
-	press_to_hear: 'Click here to hear the agent',
+	press_to_hear: 'Click to hear it',
 	no_permission: 'The microphone is blocked. Please allow it in your browser.',
 	no_microphone: 'No microphone was found. Please connect one.',
 	microphone_in_use: 'The microphone is in use by another program.',
 	blocked: 'This page may not use the microphone.',
 	busy: 'All lines are busy. Please try again in a minute.',
-	unavailable: 'The service cannot be reached. Please try again later.',
+	unavailable: 'The service is away. Please try again later.',
 	network: 'The connection was lost. Please check your network.',
 	rate_limited: 'Too many calls. Please wait a minute.',
 	wrong_origin: 'This website may not make calls.',
-	bad_token: 'Your sign-in is too old. Please load the page again.',
+	bad_token: 'Your sign-in is too old. Please reload the page.',
 };
 
 const DARK = `--accent: var(--tandem-accent, #6fd6c4); --back: var(--tandem-background, #151b1b);
@@ -109,7 +109,7 @@ select { padding: 0 10px; border: 1px solid var(--soft); border-radius: 10px; ba
 
 const share = (number) => Math.min(1, Math.max(0, number)) || 0;
 const GATHERING_MS = 2000, CONNECT_MS = 15000, RECONNECT_MS = 4000;
-const QUIET_S = 2; // without a packet: the network is gone, since the server sends all the time
+const QUIET_S = 2; // without a packet: the network is gone, for the server sends always
 
 /** Why there is no call: its code names a text. */
 const fault = (code, message) => Object.assign(new Error(message), { code });
@@ -285,7 +285,7 @@ function makeWidget(host, root) {
 		if (call) return state;
 		const server = new URL(given('server') ?? '.', import.meta.url);
 		const mine = call = makeCall({
-			open: apply, sound: hear, message: (message) => call === mine && told(message) });
+			open: mute, sound: hear, message: (message) => call === mine && told(message) });
 		const { signal } = mine;
 		addEventListener('pagehide', hangUp, { signal });
 		context = new AudioContext(); // now: only a click lets it run
@@ -350,6 +350,7 @@ function makeWidget(host, root) {
 		agree = () => { agreed = asked; };
 		show(true);
 		render();
+		if (root.activeElement) focus();
 		await until(() => agreed === asked, Infinity, signal);
 		agree = undefined;
 	}
@@ -359,7 +360,7 @@ function makeWidget(host, root) {
 			write(message);
 			tell('words', message);
 		} else if (/ended|failed/.test(message.state)) finish(message.state, message.reason);
-		else if (since) enter(message.state);
+		else if (since && !message.type) enter(message.state); // its view of the network comes late
 	}
 
 	function warn(code, message) {
@@ -401,7 +402,7 @@ function makeWidget(host, root) {
 			trouble = undefined;
 			render();
 		} catch (error) {
-			if (call === mine) warn(error.code); // one can still listen
+			if (call === mine) warn(error.code);
 		}
 	}
 
@@ -422,8 +423,12 @@ function makeWidget(host, root) {
 	function apply() {
 		if (track) track.enabled = !host.muted;
 		if (audio) audio.volume = host.volume;
-		call?.send({ type: 'mute', muted: host.muted });
 		render();
+	}
+
+	function mute() {
+		call?.send({ type: 'mute', muted: host.muted });
+		apply();
 	}
 
 	function measure(side, stream) {
@@ -535,7 +540,7 @@ function makeWidget(host, root) {
 	}
 
 	const now = () => state, stats = async () => call?.stats();
-	return { begin, hangUp, show, now, stats, build, muted: apply, volume: apply, microphone: changeMicrophone };
+	return { begin, hangUp, show, now, stats, build, muted: mute, volume: apply, microphone: changeMicrophone };
 }
 
 customElements.define('tandem-call', class TandemCall extends HTMLElement {
@@ -557,7 +562,6 @@ customElements.define('tandem-call', class TandemCall extends HTMLElement {
 	close() { this.#widget.show(false); }
 	stats() { return this.#widget.stats(); }
 
-	/** They have names only once one was allowed. */
 	async microphones() {
 		const devices = await navigator.mediaDevices?.enumerateDevices() ?? [];
 		return devices.filter(({ kind }) => kind === 'audioinput').map(({ deviceId: id, label }) => ({ id, label }));

@@ -5,7 +5,7 @@ const snippet = document.querySelector('#snippet');
 const copy = document.querySelector('#copy');
 const TITLES = { agent: 'The agent', echo: 'The echo' };
 const HEADLESS = `
-<button onclick="document.querySelector('tandem-call').call()">Call us</button>`;
+<!-- and in your own script: document.querySelector('tandem-call').call() -->`;
 
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
 
@@ -31,7 +31,8 @@ widget.addEventListener('tandem-state', ({ detail: { state } }) => {
 });
 
 copy.addEventListener('click', async () => {
-  await navigator.clipboard.writeText(snippet.textContent);
+  getSelection().selectAllChildren(snippet);
+  await navigator.clipboard?.writeText(snippet.textContent); // HTTPS alone has it
   copy.textContent = 'Copied';
   setTimeout(() => { copy.textContent = 'Copy'; }, 2000);
 });
