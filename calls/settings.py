@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from calls.rules import MOST_RULES, Rule
 from calls.sites import Site, Sites, demo_site
 
 PREFIX = "TANDEM_"
@@ -50,6 +51,8 @@ class Settings(BaseSettings):
     model: str = Field("nano", min_length=1, description="model of the default agent: `nano` (small, of this "
                        "repository), `random` (tiny, talks nonsense), `moshiko`, `moshika`, a folder or a Hugging Face "
                        "repository")
+    rules: tuple[Rule, ...] = Field((), max_length=MOST_RULES, description="what the agent does without an operator, "
+                                    "as JSON here or as tables `[[rules]]` in tandem.toml (docs/operators.md)")
     stt: str = Field("auto", min_length=1, description="speech-to-text model for callers' words, beside the agent's: "
                      "`auto` (the agent's own, in its folder `stt`), `off`, a folder or a Hugging Face repository; it "
                      "must hear by the same Mimi")

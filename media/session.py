@@ -34,17 +34,19 @@ from calls.events import (
     EndReason,
     Envelope,
     Event,
+    Speaker,
     UtteranceSpoken,
 )
 from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnavailable
+from calls.rules import Rule, RuleBook
 from calls.state import IllegalTransition, Signal, State, advance
-from media.audio import CHUNK_S, SAMPLE_RATE, rms
+from media.audio import CHUNK_S, SAMPLE_RATE
 from media.call_controls import CallControls, Reply
 from media.crossing import Crossing
 from media.latency import Latency
-from media.recorder import RawRecording, Recorder, raw_path
+from media.tape import Keeps, Tape
 from media.token_log import TokenLog, token_log_path
-from media.turns import Turns, counted
+from media.turns import counted
 from media.utterances import Utterances
 from media.worker_link import WorkerLink, WorkerLost
 
@@ -86,18 +88,13 @@ class Events(Protocol):
     def emit(self, call: str, fence: int, event: Event, at: datetime | None = None) -> Envelope: ...
 
 
-class Keeps(Protocol):
-    """What a session needs of media.recordings.Keeper."""
-
-    def keep(self, raw: RawRecording, lost_s: float, paused_s: float) -> None: ...
-
-
 @dataclass(frozen=True)
 class SessionSettings:
     lease_s: float
     data_dir: Path  # the token log goes into its folder `calls`
     kept_steps: int = 3000  # of the token log: the length of the longest context
     records: bool = False  # from the answer on
+    rules: tuple[Rule, ...] = ()  # what the agent does without an operator
 
 
 @dataclass(frozen=True)
@@ -121,9 +118,8 @@ class Session:
         self._leases = leases
         self._events = events
         self._settings = settings
-        self._recordings = recordings
-        self._recorder: Recorder | None = None
-        self._latency, self._turns, self._concealed = Latency(), Turns(), 0
+        self._tape = Tape(recordings if settings.records else None)
+        self._latency, self._concealed = Latency(), 0
         self._measured_at = math.inf  # the last time; none before the answer
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
@@ -151,6 +147,7 @@ class Session:
             now=lambda: self._crossing.frames_made if self._crossing is not None else 0,
             own={"hang_up": self._hang_up, "pause_recording": lambda _: _unless(self.pause_recording()),
                  "resume_recording": lambda _: _unless(self.resume_recording())})
+        self._rules = RuleBook(settings.rules)
         self._emit(received)
 
     # what the transport calls
@@ -184,7 +181,7 @@ class Session:
         assert self._link is not None
         self.state = advance(self.state, Signal.ANSWERED)
         self._codec = codec
-        self._recorder = self._new_recorder()
+        self._tape.record(self._settings.data_dir, self.call, self._fence)
         self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at)
         self._beside.append(self._spawn(self._pump(self._crossing, self._link)))
         return self._crossing
@@ -205,18 +202,12 @@ class Session:
 
     def pause_recording(self) -> bool:
         """Both sides are silent in the recording, until `resume_recording`; False where there is none."""
-        if self._recorder is None:
-            return False
         self._take_tape()
-        self._recorder.pause()
-        return True
+        return self._tape.pause()
 
     def resume_recording(self) -> bool:
-        if self._recorder is None:
-            return False
         self._take_tape()
-        self._recorder.resume()
-        return True
+        return self._tape.resume()
 
     @property
     def has_ended(self) -> bool:
@@ -320,7 +311,20 @@ class Session:
                     self._latency.sent(frame.k, self._loop.time())
             self._note_heard(crossing)
             self._take_tape()
+            self._follow(self._rules.advance(
+                crossing.ticks * CHUNK_S, self._tape.turns.quiet_s, caller_spoke=self._tape.turns.caller_spoke))
             self._say_measured()
+
+    def _follow(self, due: list[int]) -> None:
+        """Carry out rules that are due, as controls like all others."""
+        controls = [self._rules.rules[at].control(self.call, at) for at in due]
+
+        async def carry_out() -> None:
+            for control in controls:
+                await self.control(control, lambda _: None)
+
+        if controls:
+            self._beside.append(self._spawn(carry_out()))
 
     async def _send_control(self, control: wire.Control) -> bool:
         return self._link is not None and await self._link.send_control(control)
@@ -329,33 +333,22 @@ class Session:
         self.end(EndReason.OPERATOR_HUNG_UP, control.by)
         return ""
 
-    def _new_recorder(self) -> Recorder | None:
-        if not self._settings.records or self._recordings is None:
-            return None
-        try:
-            return Recorder(raw_path(self._settings.data_dir, self.call), self.call, self._fence)
-        except OSError as error:
-            log.error("call %s isn't recorded: %s", self.call, error)
-            return None
-
     def _take_tape(self) -> None:
-        """Both sides' sound since the last time, to what listens."""
-        pieces = self._crossing.take_tape() if self._crossing is not None else []
-        for piece in pieces:
-            self._turns.hear(piece.tick, rms(piece.heard), rms(piece.said))
-        if self._recorder is not None:
-            self._recorder.take(pieces)
+        """Both sides' sound since the last time."""
+        if self._crossing is not None:
+            self._tape.take(self._crossing.take_tape())
 
     def _say_measured(self, *, now: bool = False) -> None:
         if now or self._loop.time() - self._measured_at >= MEASURED_EVERY_S:
             self._measured_at = self._loop.time()
-            measures = (*self._latency.measures(), *self._turns.measures(), counted("concealed", self._concealed))
+            measures = (*self._latency.measures(), *self._tape.turns.measures(), counted("concealed", self._concealed))
             self._emit(CallMeasured(measures))
 
     def _say_answered(self, crossing: Crossing) -> None:
         if self._answered_at is None and crossing.began is not None:
             self._answered_at = datetime.fromtimestamp(crossing.began.unix_s, UTC)
             self._emit(CallAnswered(self._codec), self._answered_at)
+            self._follow(self._rules.answered())
             self._measured_at = self._loop.time()
 
     def _note_heard(self, crossing: Crossing) -> None:
@@ -460,12 +453,7 @@ class Session:
             with contextlib.suppress(RoutingUnavailable):  # then it runs out
                 await self._leases.release(self._lease)
         await self._write_token_log()
-        await self._keep_recording()
-
-    async def _keep_recording(self) -> None:
-        if self._recorder is not None and self._recordings is not None:
-            raw = await self._recorder.finish()
-            self._recordings.keep(raw, self._recorder.lost_s, self._recorder.paused_s)
+        await self._tape.keep()
 
     async def _leave_worker(self) -> None:
         if self._preparing is not None:
@@ -509,6 +497,8 @@ class Session:
     def _emit_all(self, spoken: list[UtteranceSpoken]) -> None:
         for utterance in spoken:
             self._emit(utterance)
+            if utterance.speaker is Speaker.CALLER:
+                self._follow(self._rules.heard(utterance.first_k, utterance.text))
 
 
 def _unless(recorded: bool) -> str:

@@ -95,6 +95,18 @@ class Turns:
             self._caller_ends()
         self._settle(at_s)
 
+    @property
+    def quiet_s(self) -> float:
+        """For how long nobody has spoken: since the call began, where nobody has yet."""
+        if self._agent.speaking or self._caller.speaking:
+            return 0.0
+        return self._now_s - max(0.0, self._agent.ended_s, self._caller.ended_s)
+
+    @property
+    def caller_spoke(self) -> bool:
+        """The caller has said something, and is done."""
+        return self._caller.began_s > 0 and not self._caller.speaking
+
     def measures(self) -> list[Measure]:
         return [histogram.measure(name) for name, histogram in self._measured.items()] + [
             counted("overlap", self.overlaps, self.overlap_s), counted("interruption", self.interruptions),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until, word
 
+from calls import wire
 from calls.controls import Control, Result
 from calls.events import (
     COUNTED,
@@ -23,6 +24,7 @@ from calls.events import (
     UtteranceSpoken,
 )
 from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
+from calls.rules import Rule
 from calls.state import State
 from media import session as session_module
 from media.audio import CHUNK, CHUNK_BYTES, CHUNK_S, CHUNKS_PER_FRAME, FRAME_S
@@ -42,6 +44,12 @@ class Transport:
 
     def chunk(self, number: int) -> bytes:
         return np.full(CHUNK, 1000 + number, "<i2").tobytes()
+
+    def say(self, level: int) -> None:
+        """A tick with this sample throughout."""
+        self.heard.append(self.crossing.wanted())
+        self.crossing.received(np.full(CHUNK, level, "<i2").tobytes())
+        self.ticks += 1
 
     def tick(self, count: int = 1) -> None:
         for _ in range(count):
@@ -80,9 +88,11 @@ class Bench:
         self.data_dir = tmp_path
         self.lease_s = 60.0
         self.recordings: Kept | None = None
+        self.rules: tuple[Rule, ...] = ()
 
     def session(self) -> Session:
-        settings = SessionSettings(self.lease_s, self.data_dir, records=self.recordings is not None)
+        settings = SessionSettings(self.lease_s, self.data_dir, records=self.recordings is not None,
+                                   rules=self.rules)
         return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings,
                        recordings=self.recordings)
 
@@ -481,7 +491,9 @@ async def test_each_frames_way_is_measured_and_told_while_the_call_runs_and_at_i
     bench.worker.delay_s = 0.02
     session, transport = await bench.talking()
     await bench.frames(transport, 6)
-    transport.tick(8)
+    session.hung_up()  # so that the frames of the next ticks aren't sent
+    last = transport.chunk(5 * CHUNKS_PER_FRAME - 1)  # of frame 4, which frame 5 says again
+    await until(lambda: transport.tick() or last in transport.heard)
     await session.close(200)
     told = bench.events.of(CallMeasured)
     assert len(told) > 2
@@ -539,3 +551,21 @@ async def test_an_operator_can_hang_up(bench: Bench) -> None:
     assert [result.outcome for result in results] == ["done"]
     assert (bench.events.ended.reason, bench.events.ended.side, bench.events.ended.detail) == (
         EndReason.OPERATOR_HUNG_UP, "local", "ann")
+
+
+async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: Bench) -> None:
+    bench.rules = (Rule("answered", "hold"), Rule("words", "say", "one moment", words=("a human",)),
+                   Rule("silence", "hang_up", after_s=0.5))
+    bench.worker.words = {3: wire.Text(4, "caller", word="a", first_k=1, last_k=1),
+                          4: wire.Text(5, "caller", word="human", first_k=2, last_k=2)}
+    session, transport = await bench.talking()
+    ending = asyncio.create_task(session.over())
+    while not ending.done():
+        transport.say(0)
+        await asyncio.sleep(0.002)
+    await session.close(200)
+    taken = [(event.by, event.action, event.text, event.outcome) for event in bench.events.of(ControlTaken)
+             if isinstance(event, ControlTaken)]
+    assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "held"),
+                     ("rule 3: silence", "hang_up", "", "done")]
+    assert bench.events.ended.reason is EndReason.OPERATOR_HUNG_UP
