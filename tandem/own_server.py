@@ -24,17 +24,18 @@ POLL_S = 0.1
 @dataclass(frozen=True)
 class OwnServer:
     sip_port: int
+    web_port: int
     pid: int
 
 
 @contextlib.contextmanager
 def serving(settings: Settings, folder: Path, redis_url: str, *, echo_slots: int = 0) -> Iterator[OwnServer]:
     """With the model of `settings`, whose Redis is at `redis_url`. Raises UserError."""
-    port = _free_port()
+    port, web_port = _free_port(), _free_port()
     given = {
         "DATA_DIR": folder / "data", "REDIS_URL": redis_url, "MODEL": settings.model, "SLOTS": settings.slots,
         "DEVICE": settings.device, "DTYPE": settings.dtype, "THREADS": settings.threads, "ECHO_SLOTS": echo_slots,
-        "SIP_HOST": "127.0.0.1", "SIP_PORT": port, "WEB_PORT": _free_port(), "WORKER_PORT": 0,
+        "SIP_HOST": "127.0.0.1", "SIP_PORT": port, "WEB_PORT": web_port, "WORKER_PORT": 0,
         "RTP_PORT": 30000 + port % 10000 // 2 * 2, "DRAIN_S": 2,
     }
     environment = {**os.environ, **{PREFIX + name: str(value) for name, value in given.items()}}
@@ -49,7 +50,7 @@ def serving(settings: Settings, folder: Path, redis_url: str, *, echo_slots: int
                 last = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 raise UserError(f"`tandem serve` didn't start: {last[-1]}")
             time.sleep(POLL_S)
-        yield OwnServer(port, process.pid)
+        yield OwnServer(port, web_port, process.pid)
     finally:
         process.send_signal(signal.SIGINT)
         try:

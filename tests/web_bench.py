@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from call_fakes import FakeWorker
 from redis.asyncio import Redis
 from web_peer import Microphone, WebPeer, wait_for
@@ -23,6 +27,15 @@ from media.webrtc.bridge import WebBridge
 from media.webrtc.call import WebCall
 
 ABOUT = {"agent": "echo", "origin": "https://shop.example", "client": "192.0.2.1", "visitor": "", "reference": "r-1"}
+
+
+async def all_events(redis: Redis) -> list[Envelope]:
+    """Whatever was told of any call, each call's in order."""
+    found = []
+    for partition in range(PARTITIONS):
+        for _, fields in await redis.xrange(stream_key(partition)):
+            found += [decode(value) for value in fields.values() if value.startswith(b"{")]
+    return sorted(found, key=lambda envelope: (envelope.call, envelope.fence, envelope.sequence))
 
 
 @dataclass
@@ -60,11 +73,7 @@ class WebBench:
         return self.bridge._by_id[call]
 
     async def all_events(self) -> list[Envelope]:
-        found = []
-        for partition in range(PARTITIONS):
-            for _, fields in await self.redis.xrange(stream_key(partition)):
-                found += [decode(value) for value in fields.values() if value.startswith(b"{")]
-        return sorted(found, key=lambda envelope: (envelope.call, envelope.fence, envelope.sequence))
+        return await all_events(self.redis)
 
     async def events(self, call: str) -> list[Envelope]:
         return [envelope for envelope in await self.all_events() if envelope.call == call]
@@ -83,12 +92,16 @@ class WebBench:
         assert not self.bridge._by_id
 
 
+async def worker_lives(redis: Redis, worker: FakeWorker) -> None:
+    models = {"echo": (worker.slots, 0), "nano": (worker.slots, 0)}
+    await WorkerRegistry(redis, expiry_s=600).beat(Heartbeat("w-1", "e-1", worker.url, models, draining=False))
+
+
 @contextlib.asynccontextmanager
 async def running(redis: Redis, redis_url: str, data_dir: Path, **given: Any) -> AsyncIterator[WebBench]:
     """Ends with all calls ended and nothing left of them."""
     async with open_redis(redis_url) as own, FakeWorker() as worker:
-        beat = Heartbeat("w-1", "e-1", worker.url, {"echo": (4, 0), "nano": (4, 0)}, draining=False)
-        await WorkerRegistry(redis, expiry_s=600).beat(beat)
+        await worker_lives(redis, worker)
         bridge = WebBridge(Settings(data_dir=data_dir, **({"webrtc_calls": 3, "drain_s": 0.2} | given)), own, b"s" * 32)
         running = asyncio.create_task(bridge.run())
         bench = WebBench(bridge, worker, redis, Offers(redis))
@@ -105,3 +118,33 @@ async def running(redis: Redis, redis_url: str, data_dir: Path, **given: Any) ->
         async with asyncio.timeout(20):
             await running
         await bench.nothing_left()
+
+
+@contextlib.asynccontextmanager
+async def role(
+    redis: Redis, redis_url: str, folder: Path, processes: int = 1, **settings: object,
+) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A `tandem webrtc` of its own, ready, with a Tandem's worker elsewhere. Ends in order, and nothing stays."""
+    given = {"redis_url": redis_url, "secret": "s" * 32, "data_dir": folder, "drain_s": 0.2,
+             "webrtc_processes": processes, **settings}
+    environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in given.items()}}
+    log = folder / "role.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, "-m", "tandem", "webrtc"], env=environment, stdout=file, stderr=file)
+    try:
+        async with asyncio.timeout(30):
+            while len((await health(redis)).bridges) < processes:
+                assert process.poll() is None, log.read_text()
+                await asyncio.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        yield process
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 30) == 0, log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
+        assert not [child for child in children if child.is_running()]
+        assert not (await health(redis)).bridges
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -295,6 +295,8 @@ class WebCall:
         counts = self._listener.counts
         log.info("call %s: %s; packets: %d came, %d lost, %d late, %d left out; %d messages ignored",
                  self.session.call, reason.value, counts.received, counts.lost, counts.late, counts.shed, self._ignored)
+        self._peer = None
+        del self._listener, self._encoder  # with them go FFmpeg's threads, two a call, not when garbage is collected
 
     def _say_state(self, state: str, reason: str | None = None) -> None:
         if self._peer is not None:
