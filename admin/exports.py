@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping
 
 from calls.store import ControlRow, UtteranceRow
+from media.captions import Cue, as_srt, as_vtt
 
 FRAME_S = 0.08  # of a call's clock
 _NAMES = {"agent": "Agent", "caller": "Caller", "operator": "Operator"}
@@ -26,37 +27,17 @@ def as_csv(utterances: Iterable[UtteranceRow], controls: Iterable[ControlRow]) -
     return out.getvalue()
 
 
-def as_srt(utterances: Iterable[UtteranceRow]) -> str:
-    cues = []
-    for number, one in enumerate(_spoken(utterances), 1):
-        text = f"{_NAMES.get(one.speaker, one.speaker)}: {one.text}"
-        cues.append(f"{number}\n{_clock(one.start_s, ',')} --> {_clock(one.end_s, ',')}\n{text}\n")
-    return "\n".join(cues)
-
-
-def as_vtt(utterances: Iterable[UtteranceRow]) -> str:
-    cues = ["WEBVTT\n"]
-    for one in _spoken(utterances):
-        text = one.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        cues.append(f"{_clock(one.start_s, '.')} --> {_clock(one.end_s, '.')}\n"
-                    f"<v {_NAMES.get(one.speaker, one.speaker)}>{text}\n")
-    return "\n".join(cues)
-
-
 TYPES: Mapping[str, tuple[str, Callable[[Iterable[UtteranceRow], Iterable[ControlRow]], str]]] = {
     "csv": ("text/csv; charset=utf-8", as_csv),
-    "srt": ("application/x-subrip; charset=utf-8", lambda utterances, _: as_srt(utterances)),
-    "vtt": ("text/vtt; charset=utf-8", lambda utterances, _: as_vtt(utterances)),
+    "srt": ("application/x-subrip; charset=utf-8", lambda utterances, _: as_srt(_cues(utterances))),
+    "vtt": ("text/vtt; charset=utf-8", lambda utterances, _: as_vtt(_cues(utterances))),
 }
 
 
-def _spoken(utterances: Iterable[UtteranceRow]) -> list[UtteranceRow]:
-    return sorted((one for one in utterances if one.text), key=lambda one: (one.start_s or 0.0, one.speaker))
-
-
-def _clock(seconds: float | None, mark: str) -> str:
-    ms = max(0, round(1000 * (seconds or 0.0)))
-    return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{mark}{ms % 1000:03}"
+def _cues(utterances: Iterable[UtteranceRow]) -> list[Cue]:
+    cues = [Cue(one.start_s or 0.0, one.end_s or 0.0, _NAMES.get(one.speaker, one.speaker), one.text)
+            for one in utterances if one.text]
+    return sorted(cues, key=lambda cue: (cue.start_s, cue.who))
 
 
 def _plain(text: str) -> str:

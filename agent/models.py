@@ -64,7 +64,7 @@ def _warm_up(engine: MoshiEngine) -> None:
 def load_agent_model(settings: Settings) -> Model:
     """The model that `settings.model` names, on the device and in the type that they ask for."""
     ensure_model(settings)
-    device = _device(settings.device)
+    device = device_of(settings.device)
     source = str(random_model_path(settings)) if settings.model == RANDOM else settings.model
     on_cpu = torch.float32 if device.type == "cpu" else None
     dtype = on_cpu if settings.dtype == "auto" else getattr(torch, settings.dtype)
@@ -96,7 +96,7 @@ def random_model_path(settings: Settings) -> Path:
     return settings.data_dir / "models" / RANDOM
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

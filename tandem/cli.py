@@ -95,6 +95,23 @@ def model_run(
     run_offline(load_settings(**({"model": name} if name else {}), device=device), play, record, seed, tail)
 
 
+@model.command("transcribe")
+def model_transcribe(
+    files: Annotated[list[Path], typer.Argument(help="what is said, audio files")],
+    kind: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format")] = "text",
+    out: Annotated[Path | None, typer.Option(help="folder for a file each; default: all is printed")] = None,
+    name: Annotated[str | None, typer.Option("--model", help="speech-to-text model; default: as the settings say")]
+        = None,
+    slots: Annotated[int, typer.Option(min=1, max=512, help="files at once")] = 4,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """What is said in recordings, word by word with its times."""
+    from tandem.transcribe_command import transcribe_files
+
+    log.configure("model", "warning")
+    transcribe_files(load_settings(**({"stt": name} if name else {}), device=device), files, kind, out, slots)
+
+
 @app.command()
 def phone(
     uri: Annotated[str, typer.Argument(help="whom to call, such as sip:agent@127.0.0.1")],
