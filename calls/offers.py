@@ -4,7 +4,7 @@
                     ◀── reply, by its own key ◀─        Inbox.reply
 
 A list holds at most MOST_WAITING requests, each of which is good for WAIT_S; an answer waits as long for whoever
-asked.
+asked. Machines' clocks may differ by less than that.
 """
 
 from __future__ import annotations

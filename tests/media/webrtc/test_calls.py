@@ -179,6 +179,14 @@ async def test_an_offer_that_never_connects_leaves_the_running_connection_alone(
     await wait_for(lambda: len(bench.worker.heard) > frames + 5 and len(peer.heard) > heard + 10)
 
 
+async def test_a_browser_whose_first_offer_leads_nowhere_may_offer_again(bench: WebBench) -> None:
+    answer = await bench.offers.call(await bench.peer().offer(), **ABOUT)
+    second = bench.peer()
+    assert (await bench.resume(answer.call, second)).call == answer.call
+    await wait_for(lambda: len(second.heard) > 10)
+    assert len(bench.worker.opens) == 1
+
+
 async def test_a_call_whose_browser_stays_away_ends(bench: WebBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_module, "RESUME_WITHIN_S", 0.6)
     peer = bench.peer()
@@ -253,7 +261,7 @@ async def test_an_offer_that_aiortc_would_choke_on_is_refused(bench: WebBench) -
     assert not bench.bridge._calls
 
 
-@pytest.mark.parametrize("misuse", ["many", "large", "channels"])
+@pytest.mark.parametrize("misuse", ["many", "large", "much", "channels"])
 async def test_a_page_that_misbehaves_ends_its_own_call_and_no_other(bench: WebBench, misuse: str) -> None:
     good, bad = bench.peer(), bench.peer()
     await bench.call(good)
@@ -266,6 +274,9 @@ async def test_a_page_that_misbehaves_ends_its_own_call_and_no_other(bench: WebB
         case "large":
             bad.channel.transport._remote_max_message_size = 0  # else it would keep to what we allow
             bad.channel.send("x" * (MESSAGE_BYTES + 1))
+        case "much":
+            for _ in range(20):
+                bad.channel.send(json.dumps("x" * (MESSAGE_BYTES - 100)))
         case "channels":
             for _ in range(6):
                 bad.connection.createDataChannel("another")
