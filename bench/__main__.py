@@ -19,6 +19,7 @@ PARTS = {
     "stt": "The caller's words",
     "codec": "A training of the codec",
     "bridge": "What the SIP bridge adds",
+    "operators": "The operator's hand",
     "web_bridge": "What the WebRTC bridge adds",
 }
 

@@ -162,6 +162,7 @@ class Planner:
     domain: Domain
     random: Random
     held_out: bool  # the phrasings
+    evenly: bool = False
     _intents: list[str] = field(default_factory=list)
 
     def questions(self, count: int) -> Fixed:
@@ -223,7 +224,7 @@ class Planner:
         return Fixed([OPENING, asked, Turn(listen_s=seconds, stays=True, pause_s=1.0)])
 
     def _caller(self) -> Caller:
-        return Caller(self.domain, Random(self.random.getrandbits(64)), held_out=self.held_out)
+        return Caller(self.domain, Random(self.random.getrandbits(64)), held_out=self.held_out, evenly=self.evenly)
 
     def _asked(self, caller: Caller, state: State, intent: str) -> tuple[Turn, State]:
         saying = caller.ask(intent)

@@ -58,6 +58,7 @@ class Row:
     split: Split = "held_out_voices"
     held_out_phrasings: bool = False
     held_out_slots: bool = False
+    evenly: bool = False  # of training's phrasings, the rare ones are said as often as the common ones
     wanted: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -68,6 +69,7 @@ class Row:
 
 ROWS: Mapping[str, Row] = {row.key: row for row in (
     Row("voices", "held-out voices of known families", "questions", wanted={"exact": 0.95}),
+    Row("evenly", "held-out voices, rare phrasings as often as common ones", "questions", evenly=True),
     Row("phrasings", "held-out phrasings, held-out voices", "questions", held_out_phrasings=True,
         wanted={"exact": 0.85}),
     Row("phrasings-only", "held-out phrasings, training voices", "questions", "training", held_out_phrasings=True),
@@ -113,7 +115,7 @@ def cast(
     """The callers of a row, for `count` trials (a few more where calls have several); the same for the same seed."""
     lengths = lengths or Lengths()
     a_call = TRIALS_A_CALL.get(row.kind, 1)
-    planner = Planner(domain, Random(f"{seed} {row.key}"), row.held_out_phrasings)
+    planner = Planner(domain, Random(f"{seed} {row.key}"), row.held_out_phrasings, row.evenly)
     dialogues = []
     for number in range(math.ceil(count / a_call)):
         generator = np.random.default_rng([seed, number, *row.key.encode()])

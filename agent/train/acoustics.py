@@ -68,11 +68,11 @@ class Shares:
     bands: tuple[tuple[Band, float], ...] = (("clean", 0.2), ("wide_band", 0.2), ("phone", 0.6))
     a_law: float = 0.5  # of phone calls
     loss: float = 0.3  # of phone calls lose packets
-    noise: float = 0.7
-    loud: float = 0.2  # of the noises: a street instead of a room
-    babble: float = 0.15
+    noise: float = 0.5
+    loud: float = 0.12  # of the noises: a street instead of a room
+    babble: float = 0.1
     echo: float = 0.25
-    reverb: float = 0.3
+    reverb: float = 0.2
 
     gain_db: tuple[float, float, float] = (-24.0, -2.0, 15.0)  # least, most often, most
     quiet_db: tuple[float, float] = (-55.0, -22.0)  # of noise

@@ -23,6 +23,10 @@ from agent.train.domain.slots import (
     slots_in,
 )
 
+# How common phrasings are, by their place n in the file: (n + COMMON) ** -STEEP. The first ten of 260 are 58 % of what is
+# said, the first thirty 78 %.
+COMMON, STEEP = 3, 1.5
+
 # Only said in their place, never as a question of their own.
 IN_A_BOOKING = frozenset({"details", "people", "day", "time", "name", "yes", "no", "correct"})
 NOT_A_QUESTION = IN_A_BOOKING | CHANGES | {"book", "change", "cancel", "goodbye", "repeat", "last_question"}
@@ -62,12 +66,14 @@ class Turn:
 
 @dataclass
 class Caller:
-    """One caller. `held_out`: speaks only held-out phrasings and books only held-out combinations."""
+    """One caller. `held_out`: speaks only held-out phrasings and books only held-out combinations. `evenly`: doesn't
+    prefer what most people say."""
 
     domain: Domain
     random: Random
     held_out: bool
     habits: Habits = field(default_factory=Habits)
+    evenly: bool = False
 
     def say(self, intent: str, slots: Slots | None = None) -> Turn:
         """One of the intent's phrasings that says just these slots."""
@@ -75,8 +81,16 @@ class Caller:
         phrasings = self.domain.phrasings(intent, held_out=self.held_out)
         fitting = [phrasing for phrasing in phrasings if fits(phrasing, slots)]
         assert fitting, f"no phrasing of {intent} says {sorted(slots)}"
-        text = fill(self.random.choice(fitting), slots, self.random)
+        text = fill(self._choice(fitting), slots, self.random)
         return Turn(Heard(intent, slots), text if intent in BARE else self._wrapped(text))
+
+    def _choice(self, phrasings: list[str]) -> str:
+        """One of them. Training's stand in their files as commonly as they are said: a few sentences make most of what
+        is asked on a phone, and hundreds the rest."""
+        if self.held_out or self.evenly:
+            return self.random.choice(phrasings)
+        weights = [(place + COMMON) ** -STEEP for place in range(len(phrasings))]
+        return self.random.choices(phrasings, weights)[0]
 
     def _wrapped(self, text: str) -> str:
         manners, random = self.domain.manners(held_out=self.held_out), self.random

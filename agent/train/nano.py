@@ -82,9 +82,9 @@ SETS: Mapping[str, CallSet] = {
 }
 SETS_TO_GO_ON: Mapping[str, CallSet] = {
     HELD_OUT: CallSet(20, 20, seed=1),
-    CALLS: CallSet(12_600, 600, seed=7),
-    "questions": CallSet(1_010_500, 800, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
-    CALLERS: CallSet(2_000_000, 4500, seed=9),
+    CALLS: CallSet(12_600, 400, seed=7),
+    "questions": CallSet(1_010_500, 1000, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
+    CALLERS: CallSet(2_000_000, 1600, seed=9),
 }
 
 

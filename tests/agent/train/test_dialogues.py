@@ -67,7 +67,7 @@ def test_callers_alone_say_what_they_say_in_the_call_and_nobody_answers() -> Non
     assert all(0.4 <= line.after_s <= 1.6 for line in alone.lines)
     scripts = [callers_script(seed) for seed in range(40)]
     spoken = sum(speech_seconds(line.text) for script in scripts for line in script.lines)
-    assert spoken > 0.5 * sum(script_seconds(script) for script in scripts)
+    assert spoken > 0.45 * sum(script_seconds(script) for script in scripts)
 
 
 def test_training_never_contains_a_held_out_combination(heard: list[tuple[Heard, State]]) -> None:
