@@ -190,7 +190,7 @@ class Web:
 async def chromium(*arguments: str) -> AsyncIterator[Browser]:
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=[
-            "--autoplay-policy=no-user-gesture-required", "--allow-loopback-in-peer-connection", *arguments])
+            "--allow-loopback-in-peer-connection", *arguments])
         try:
             yield browser
         finally:

@@ -1,4 +1,4 @@
-// <tandem-call>: a visitor of a website presses a button and talks with a Tandem agent. docs/widget.md says how.
+// <tandem-call>: a website's visitor presses a button and talks with a Tandem agent. See docs/widget.md.
 
 /** What people read; the attribute `text-NAME` says it in your words. Failures have their code's name. */
 const TEXTS = {
@@ -10,7 +10,7 @@ const TEXTS = {
 	mute: 'Mute', sound: 'Sound settings', microphone: 'Microphone', default: 'Default', volume: 'Volume',
 	idle: 'Ready when you are',
 	'requesting-microphone': 'Please allow the microphone', connecting: 'Connecting…', talking: 'Connected',
-	muted: 'You are muted', reconnecting: 'Connection lost. Trying again…', ended: 'The call has ended',
+	muted: 'You are muted', reconnecting: 'Reconnecting…', ended: 'The call has ended',
 	press_to_hear: 'Click to hear it',
 	no_permission: 'The microphone is blocked. Please allow it in your browser.',
 	no_microphone: 'No microphone was found. Please connect one.',
@@ -70,15 +70,17 @@ svg { width: 22px; fill: none; stroke: currentColor; stroke-width: 1.8; stroke-l
 .time { margin-inline-start: auto; }
 .mute, .close { padding: 0; }
 .close { background: none; margin: -8px; }
-.orb { isolation: isolate; display: grid; place-items: center; width: 44px; height: 44px; border-radius: 50%; }
+.orb {
+	isolation: isolate; display: grid; place-items: center; flex: none; width: 44px; height: 44px; border-radius: 50%;
+}
 .orb::before {
 	content: ''; position: absolute; z-index: -1; inset: 0; border-radius: 50%; background: inherit; opacity: .3;
 }
-.quiet .header { flex: 1; flex-direction: column; justify-content: center; text-align: center; }
+.quiet { text-align: center; text-wrap: balance; }
+.quiet .header { flex: 1; flex-direction: column; justify-content: center; }
 .quiet .orb { width: 88px; height: 88px; margin-bottom: 8px; }
 .orb svg { width: 50%; }
 .quiet .close { position: absolute; inset: 18px 18px auto auto; }
-.intro, .notice { text-align: center; text-wrap: balance; }
 .notice a { display: block; padding: 12px; color: var(--accent); }
 .words { flex: 1; display: flex; flex-direction: column; gap: 10px; overflow-y: auto; margin: 0 -8px; padding: 8px; }
 .utterance { max-width: 86%; }
@@ -127,17 +129,19 @@ async function post(url, body, token, ms = 10000) {
 	const headers = { 'Content-Type': 'application/json', ...(token && { Authorization: `Bearer ${token}` }) };
 	const request = { method: 'POST', headers, body: JSON.stringify(body), signal: AbortSignal.timeout(ms) };
 	const answer = await fetch(url, request).catch(() => { throw fault('network'); });
-	const said = await answer.json().catch(() => ({})); // a proxy's page
-	if (!answer.ok) throw fault(said.error ?? 'unavailable', said.message);
+	const said = await answer.json().catch(() => ({ error: 'unavailable' }));
+	if (!answer.ok || said.error) throw fault(said.error ?? 'unavailable', said.message);
 	return said;
 }
 
 async function openTrack(id, raw) {
 	if (!navigator.mediaDevices) throw fault('blocked'); // no HTTPS
-	const audio = { echoCancellation: !raw, noiseSuppression: !raw, autoGainControl: !raw, deviceId: id || undefined };
+	const audio = { echoCancellation: !raw, noiseSuppression: !raw, autoGainControl: !raw };
+	if (id) audio.deviceId = { exact: id };
 	try {
 		return (await navigator.mediaDevices.getUserMedia({ audio })).getTracks()[0];
 	} catch ({ name }) {
+		if (name === 'OverconstrainedError') return openTrack('', raw); // unplugged
 		if (document.featurePolicy?.allowsFeature('microphone') === false) throw fault('blocked'); // only Chrome tells
 		const codes = { NotAllowedError: 'no_permission', NotFoundError: 'no_microphone' };
 		throw fault(codes[name] ?? 'microphone_in_use');
@@ -179,7 +183,6 @@ function makeCall(on) {
 		peer?.close();
 	}
 
-	/** The browser's own figures. */
 	async function stats() {
 		const rows = [...(await peer?.getStats() ?? new Map()).values()];
 		const find = (test) => rows.find(test) ?? {}, sound = find(({ type }) => type === 'inbound-rtp');
@@ -212,13 +215,13 @@ function makeCall(on) {
 
 	async function accept(next, sdp, ms) {
 		await next.setRemoteDescription({ type: 'answer', sdp });
-		await until(() => /connected|failed/.test(next.connectionState), ms, signal);
+		await until(() => /^connected|failed/.test(next.connectionState), ms, signal);
 		if (next.connectionState !== 'connected') throw fault('network');
 		if (next !== peer) peer.close();
 		peer = next;
 		quiet = packets = 0;
 		on.sound(new MediaStream([peer.getReceivers()[0].track]));
-		await replaceTrack(track); // perhaps another by now
+		await replaceTrack(track);
 	}
 
 	/** Packets say whether the network is there; browsers' own events come late. */
@@ -301,9 +304,8 @@ function makeWidget(host, root) {
 			enter('requesting-microphone');
 			await openMicrophone(signal);
 			enter('connecting');
-			const { recorded, ...once } = await openSession(server, signal); // a fresh one, if people took long
-			session = { recorded };
-			await call.connect(server, once, given('ice-transport-policy') ?? 'all', track);
+			await openSession(server, signal); // a fresh one, if people took long
+			await call.connect(server, session, given('ice-transport-policy') ?? 'all', track);
 			since = Date.now();
 			enter('talking');
 		} catch (error) {
@@ -324,7 +326,7 @@ function makeWidget(host, root) {
 	}
 
 	async function openSession(server, signal) {
-		if (session?.until > Date.now()) return session;
+		if (session?.until > Date.now()) return;
 		const body = { key: given('key') ?? 'demo', agent: given('agent'), token: given('token') };
 		const tokenUrl = given('token-url');
 		try {
@@ -339,7 +341,6 @@ function makeWidget(host, root) {
 			throw error;
 		}
 		signal.throwIfAborted();
-		return session;
 	}
 
 	/** People agree once to the same text; throws when they don't. */
@@ -360,7 +361,7 @@ function makeWidget(host, root) {
 			write(message);
 			tell('words', message);
 		} else if (/ended|failed/.test(message.state)) finish(message.state, message.reason);
-		else if (since && !message.type) enter(message.state); // its view of the network comes late
+		else if (since && !message.type) enter(message.state); // its view comes late
 	}
 
 	function warn(code, message) {
@@ -378,6 +379,7 @@ function makeWidget(host, root) {
 		audio.srcObject = null;
 		context.close();
 		call = agree = track = timer = since = undefined;
+		delete session?.until; // it serves once
 		enter(next, reason);
 		if (next === 'failed') warn(reason, message);
 	}
@@ -388,7 +390,7 @@ function makeWidget(host, root) {
 		signal.throwIfAborted();
 		track?.stop();
 		track = other;
-		track.onended = changeMicrophone; // unplugged
+		track.onended = changeMicrophone;
 		measure('caller', new MediaStream([track]));
 		apply();
 	}
@@ -450,6 +452,7 @@ function makeWidget(host, root) {
 	}
 
 	root.adoptedStyleSheets = [STYLE];
+
 	function build() {
 		if (call || !host.isConnected) return;
 		ui = {};
@@ -498,7 +501,7 @@ function makeWidget(host, root) {
 		}
 		const shown = opening && !/ing/.test(state) ? 'connecting' : host.muted && state === 'talking' ? 'muted' : state;
 		const status = trouble ?? text(shown);
-		if (ui.status.textContent !== status) ui.status.textContent = status; // or it would be read out again
+		if (ui.status.textContent !== status) ui.status.textContent = status; // or it is read again
 		ui.start.textContent = text(!asking ? (over ? 'again' : 'start') : session.recorded ? 'agree_recorded' : 'agree');
 		ui.hangup.textContent = text(asking ? 'decline' : 'hangup');
 		ui.mute.ariaPressed = host.muted;
@@ -523,6 +526,7 @@ function makeWidget(host, root) {
 		const all = [{ id: '', label: text('default') }, ...await host.microphones()];
 		ui.select.replaceChildren(...all.map(({ id, label }) => make('option', { value: id }, label)));
 		ui.select.value = host.microphone;
+		ui.words.scrollTop = ui.words.scrollHeight;
 	}
 
 	/** Screen readers skip a growing utterance and read the whole one. */

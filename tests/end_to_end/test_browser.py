@@ -23,6 +23,17 @@ FIRST_S = GREETING_S + 1.5  # from the beginning of a call, in which it says it 
 CUT_S = 5
 ANSWER = "parking behind the house"
 
+# Browsers refuse to play where nobody has pressed anything yet; Playwright's scripts count as presses.
+SILENT_AT_FIRST = """
+() => {
+  const { play } = Audio.prototype;
+  Audio.prototype.play = () => {
+    Audio.prototype.play = play;
+    return Promise.reject(new DOMException('Nobody has pressed anything.', 'NotAllowedError'));
+  };
+}
+"""
+
 
 def shop(web: Web, path: str = "/", **attributes: str) -> str:
     return page_of(web.website.origin, path, **{"key": "shop", "mode": "inline", "agent": "echo"} | attributes)
@@ -119,7 +130,7 @@ async def cut_network(web: Web, visitor: Visitor, *, dead: bool) -> None:
         web.turn.signal(signal.SIGSTOP)
     cut = asyncio.get_running_loop().time()
     await visitor.reaches("reconnecting")
-    await visitor.reads("Trying again")
+    await visitor.reads("Reconnecting")
     await asyncio.sleep(CUT_S - (asyncio.get_running_loop().time() - cut))
     if dead:
         web.turn.start()
@@ -142,7 +153,7 @@ async def test_the_network_stands_still_for_five_seconds_and_the_call_goes_on(we
 
 async def test_the_way_is_lost_and_the_agent_goes_on_over_another_and_remembers(web: Web, browser: Browser) -> None:
     before = await calls_so_far(web)
-    async with visiting(browser, shop(web, agent="agent", ice_transport_policy="relay")) as visitor:
+    async with visiting(browser, shop(web, agent="agent", raw="", ice_transport_policy="relay")) as visitor:
         await visitor.calls()
         log = visitor.page.get_by_role("log")
         await log.get_by_text("Casa Tandem, hello").wait_for()
@@ -184,6 +195,34 @@ async def test_muted_the_caller_is_silence(web: Web, browser: Browser) -> None:
         await visitor.presses("Mute")
         await visitor.reads("Connected")
         assert likeness(*await visitor.hears(WHOLE_S)) > 0.9
+
+
+async def test_another_microphone_is_chosen_in_the_call(web: Web, browser: Browser) -> None:
+    async with visiting(browser, shop(web)) as visitor:
+        await visitor.calls()
+        await visitor.page.get_by_text("Sound settings").click()
+        choice = visitor.page.get_by_role("combobox", name="Microphone")
+        await choice.locator("option").nth(3).wait_for(state="attached")
+        other = await choice.locator("option").nth(3).inner_text()
+        await choice.select_option(label=other)
+        await visitor.page.wait_for_function("(label) => peers[0].getSenders()[0].track.label === label", arg=other)
+        assert await visitor.states() == ["requesting-microphone", "connecting", "talking"]
+
+
+async def test_a_page_of_its_own_design_calls_by_script(web: Web, browser: Browser) -> None:
+    async with visiting(browser, shop(web, mode="headless", raw="")) as visitor:
+        page = visitor.page
+        await page.evaluate(SILENT_AT_FIRST)
+        await page.evaluate("customElements.whenDefined('tandem-call').then(() => {})")
+        assert await page.evaluate("document.querySelector('tandem-call').call()") == "talking"
+        [error] = await visitor.events("error")
+        assert error["code"] == "press_to_hear"
+        await page.mouse.click(10, 10)
+        assert likeness(*await visitor.hears(WHOLE_S)) > 0.9
+        await page.evaluate("document.querySelector('tandem-call').hangUp()")
+        await visitor.reaches("ended")
+        assert [state["recorded"] for state in await visitor.events("state")] == [True] * 4
+        assert await page.evaluate("document.querySelector('tandem-call').shadowRoot.childElementCount") == 0
 
 
 async def test_a_closed_site_gives_its_visitors_tokens(web: Web, browser: Browser) -> None:

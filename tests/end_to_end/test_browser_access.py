@@ -61,6 +61,10 @@ async def test_by_keyboard_alone(web: Web, browser: Browser) -> None:
         assert await page.get_by_role("dialog").count() == 0
         await page.keyboard.press("Enter")
         await page.keyboard.press("Enter")
+        await pressed_until(visitor, "Tab", "Not now")
+        await page.keyboard.press("Enter")
+        assert await focused(visitor) == "Start talking"
+        await page.keyboard.press("Enter")
         await page.get_by_role("button", name="Agree and start").wait_for()
         assert await focused(visitor) == "Agree and start recorded call"
         await page.keyboard.press("Enter")
