@@ -34,10 +34,12 @@ from sip.phone import PhoneError, PhoneReport, phone
 from tandem.embedded import EmbeddedError, embedded_redis
 from tandem.errors import UserError, told_in_one_line
 from tandem.own_server import POLL_S, serving
+from tandem.web_phone import web_phone
 
 SAMPLED_EVERY_S = 1.0
 APART_S = 0.3  # between two calls' beginnings: phones don't ring at the same millisecond
 LAST_EVENTS_S = 10.0  # after the last call, for its measures
+WEB_CODEC = "opus"
 NEVER_SAID = 90_000_000  # scripts from this number on are none of training's
 
 
@@ -46,6 +48,7 @@ class Order:
     """What is asked for on the command line."""
 
     sip: int
+    webrtc: int
     seconds: float
     user: str  # `agent` or `echo`
     uri: str | None
@@ -89,12 +92,14 @@ def bench_calls(settings: Settings, order: Order) -> None:
         folder = Path(name)
         with told_in_one_line(SpeechError, AudioError):
             speech = _speech(folder / "speech.wav", order.seconds)
-        with _service(settings, order, folder) as (uri, redis_url, pid):
-            reports, told, cost = asyncio.run(_talk(order, uri, redis_url, speech, pid))
+        with _service(settings, order, folder) as service:
+            reports, told, cost = asyncio.run(_talk(order, service, speech))
     answered = [report for report in reports if isinstance(report, PhoneReport)]
     for error in (report for report in reports if isinstance(report, PhoneError)):
         out.print(f"a call failed: {error}", style="bold red")
-    out.print(f"{len(answered)} of {order.sip} SIP calls to {order.user}, {order.seconds:g} s each")
+    sip = sum(report.codec != WEB_CODEC for report in answered)
+    out.print(f"{sip} of {order.sip} SIP calls and {len(answered) - sip} of {order.webrtc} from browsers to "
+              f"{order.user}, {order.seconds:g} s each")
     for table in (_phones(answered), _frames(told), _hops(told), _costs(cost)):
         if table.row_count:
             out.print(table)
@@ -119,32 +124,45 @@ def _speech(path: Path, seconds: float) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class _Service:
+    """The addresses to call, its Redis, and the process whose children serve, where it is one of ours."""
+
+    sip: str
+    web: str
+    redis_url: str
+    pid: int | None
+
+
 @contextlib.contextmanager
-def _service(settings: Settings, order: Order, folder: Path) -> Iterator[tuple[str, str, int | None]]:
-    """The address to call, its Redis, and the process whose children serve, where it is one of ours."""
+def _service(settings: Settings, order: Order, folder: Path) -> Iterator[_Service]:
     if order.uri is not None:
         if settings.redis_url is None:
             raise UserError("--uri: TANDEM_REDIS_URL must name that Tandem's Redis, where its events are")
-        yield order.uri, settings.redis_url.get_secret_value(), None
+        web = f"http://{settings.web_host}:{settings.web_port}"
+        yield _Service(order.uri, web, settings.redis_url.get_secret_value(), None)
         return
+    calls = order.sip + order.webrtc
     with told_in_one_line(EmbeddedError), embedded_redis(folder / "ours") as redis_url:
-        slots = settings.model_copy(update={"slots": max(order.sip, 1)})
-        with serving(slots, folder, redis_url, echo_slots=order.sip) as ours:
-            yield f"sip:{order.user}@127.0.0.1:{ours.sip_port}", redis_url, ours.pid
+        slots = settings.model_copy(update={"slots": calls})
+        with serving(slots, folder, redis_url, echo_slots=calls) as ours:
+            yield _Service(f"sip:{order.user}@127.0.0.1:{ours.sip_port}", f"http://127.0.0.1:{ours.web_port}",
+                           redis_url, ours.pid)
 
 
-async def _talk(order: Order, uri: str, redis_url: str, speech: Path, pid: int | None,
-                ) -> tuple[list[PhoneReport | PhoneError], Told, Cost]:
+async def _talk(order: Order, service: _Service, speech: Path) -> tuple[list[PhoneReport | PhoneError], Told, Cost]:
     told, cost, over = Told(), Cost(), asyncio.Event()
-    following = asyncio.create_task(_follow(redis_url, told))
-    sampling = asyncio.create_task(_sample(pid, cost, over))
+    following = asyncio.create_task(_follow(service.redis_url, told))
+    sampling = asyncio.create_task(_sample(service.pid, cost, over))
 
     async def one(number: int) -> PhoneReport:
         await asyncio.sleep(number * APART_S)
-        return await phone(uri, play=speech, codec="pcmu", seconds=order.seconds)
+        if number < order.sip:
+            return await phone(service.sip, play=speech, codec="pcmu", seconds=order.seconds)
+        return await web_phone(service.web, agent=order.user, play=speech, seconds=order.seconds)
 
     try:
-        found = await asyncio.gather(*map(one, range(order.sip)), return_exceptions=True)
+        found = await asyncio.gather(*map(one, range(order.sip + order.webrtc)), return_exceptions=True)
         over.set()
         answered = sum(isinstance(each, PhoneReport) for each in found)
         deadline = time.monotonic() + LAST_EVENTS_S
@@ -217,7 +235,7 @@ async def _ticks(over: asyncio.Event) -> AsyncIterator[int]:
 
 def _role(command: Sequence[str]) -> str:
     """What a process of ours does, by its command line."""
-    for role in ("worker", "sip", "persist", "web", "serve"):
+    for role in ("worker", "sip", "webrtc", "persist", "web", "serve"):
         if role in command:
             return role
     first = command[0] if command else "?"
@@ -228,10 +246,10 @@ def _role(command: Sequence[str]) -> str:
 
 
 def _phones(reports: Sequence[PhoneReport]) -> Table:
-    table = _table("what the phones got", "call", "packets", "lost", "delay, ms", "likeness")
+    table = _table("what the phones got", "call", "codec", "packets", "lost", "delay, ms", "likeness")
     for number, report in enumerate(reports, 1):
         there = report.delay_ms is not None and report.correlation is not None and report.correlation > 0.5
-        table.add_row(str(number), str(report.packets_received), str(report.packets_lost),
+        table.add_row(str(number), report.codec, str(report.packets_received), str(report.packets_lost),
                       f"{report.delay_ms:.0f}" if there else "-", f"{report.correlation:.3f}" if there else "-")
     return table
 

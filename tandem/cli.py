@@ -114,18 +114,20 @@ def model_transcribe(
 
 @app.command()
 def phone(
-    uri: Annotated[str, typer.Argument(help="whom to call, such as sip:agent@127.0.0.1")],
+    uri: Annotated[str, typer.Argument(help="whom to call, such as sip:agent@127.0.0.1; or a web role, such as "
+                                       "http://127.0.0.1:8080, as its page would")],
     play: Annotated[Path | None, typer.Option(help="what to say, any audio file")] = None,
     record: Annotated[Path | None, typer.Option(help="where to keep what comes back, WAV 24 kHz")] = None,
     codec: Annotated[str | None, typer.Option(help="pcmu, pcma or g722; default: as the other side likes")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, max=3600, help="length of the call; default: "
                                                   "the file's and two seconds more")] = None,
+    agent: Annotated[str, typer.Option(help="at a web role: whom to call, agent or echo")] = "agent",
 ) -> None:
     """A test phone: call, play a file, record the answer, measure the way."""
     from tandem.phone_command import phone_once
 
     log.configure("phone", "error")
-    phone_once(uri, play, record, codec, seconds)
+    phone_once(uri, play, record, codec, seconds, agent)
 
 
 @call.command("list")
@@ -395,11 +397,12 @@ def train_stt(
 
 @bench.command("calls")
 def calls(
-    sip: Annotated[int, typer.Option(min=1, max=64, help="phones at once")] = 4,
+    sip: Annotated[int, typer.Option(min=0, max=64, help="phones at once")] = 4,
+    webrtc: Annotated[int, typer.Option(min=0, max=64, help="calls from browsers beside them")] = 0,
     minutes: Annotated[float, typer.Option(min=0.1, max=60, help="that each call lasts")] = 1.0,
     user: Annotated[str, typer.Option(help="whom they call: agent or echo")] = "agent",
-    uri: Annotated[str | None, typer.Option(help="phone a Tandem that runs: sip:agent@127.0.0.1; the settings name "
-                                            "its Redis; default: one of its own on free ports")] = None,
+    uri: Annotated[str | None, typer.Option(help="phone a Tandem that runs: sip:agent@127.0.0.1; the settings name its "
+                                            "Redis and web role; default: one of its own on free ports")] = None,
     plot: Annotated[Path | None, typer.Option(help="where a picture goes, a .png or .svg")] = None,
 ) -> None:
     """Many phones at once with real speech: frames lost, where the time goes, what each process costs."""
@@ -410,7 +413,9 @@ def calls(
         raise UserError(f"{plot}: give a .png or an .svg")
     if user not in ("agent", "echo"):
         raise UserError(f"--user {user}: give agent or echo")
-    bench_calls(load_settings(), Order(sip, 60 * minutes, user, uri, plot))
+    if not sip + webrtc:
+        raise UserError("--sip and --webrtc: nobody calls")
+    bench_calls(load_settings(), Order(sip, webrtc, 60 * minutes, user, uri, plot))
 
 
 @bench.command("conversation")

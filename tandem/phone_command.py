@@ -14,11 +14,17 @@ from tandem.errors import told_in_one_line
 RETURN_CORRELATION = 0.5  # above it what was played has come back, and its delay means something
 
 
-def phone_once(uri: str, play: Path | None, record: Path | None, codec: str | None, seconds: float | None) -> None:
+def phone_once(uri: str, play: Path | None, record: Path | None, codec: str | None, seconds: float | None,
+               agent: str = "agent") -> None:
     """Call, and print what became of it."""
     out = Console(highlight=False)
     with told_in_one_line(PhoneError, AudioError), out.status(f"calling {uri}"):
-        report = asyncio.run(phone(uri, play=play, record=record, codec=codec, seconds=seconds))
+        if uri.startswith(("http:", "https:")):
+            from tandem.web_phone import web_phone  # aiortc, which the SIP phone does without
+
+            report = asyncio.run(web_phone(uri, agent=agent, play=play, record=record, seconds=seconds))
+        else:
+            report = asyncio.run(phone(uri, play=play, record=record, codec=codec, seconds=seconds))
     for line in lines(report, record):
         out.print(line)
 

@@ -18,18 +18,18 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
                           capture_output=True, timeout=120, check=False)
 
 
-def test_two_phones_are_measured_from_end_to_end(tmp_path: Path) -> None:
-    done = run("--sip", "2", "--minutes", "0.1", "--user", "echo", "--plot", "calls.png", cwd=tmp_path)
+def test_a_phone_and_a_browser_are_measured_from_end_to_end(tmp_path: Path) -> None:
+    done = run("--sip", "1", "--webrtc", "1", "--minutes", "0.1", "--user", "echo", "--plot", "calls.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "2 of 2 SIP calls to echo, 6 s each" in done.stdout
+    assert "1 of 1 SIP calls and 1 of 1 from browsers to echo, 6 s each" in done.stdout
     frames = dict(re.findall(r"^ *(frames(?: \w+)?|underruns) +(\d+)", done.stdout, re.M))
     assert int(frames["frames"]) == pytest.approx(2 * 6 / 0.08, abs=20)
     assert (frames["frames dropped"], frames["frames missing"]) == ("0", "0")
     for hop in ("bridge", "link", "wait", "step", "playout", "whole"):
         assert re.search(rf"^ *{hop} +\d+( +[\d.]+ \([\d.]+\)){{3}}", done.stdout, re.M), done.stdout
-    for role in ("worker", "sip", "persist", "web", "postgres"):
+    for role in ("worker", "sip", "webrtc", "persist", "web", "postgres"):
         assert re.search(rf"^ *{role} +\d+ ", done.stdout, re.M), done.stdout
-    likeness = [float(found) for found in re.findall(r"^ *[12] +\d+ +\d+ +\d+ +([\d.]+)", done.stdout, re.M)]
+    likeness = [float(found) for found in re.findall(r"^ *[12] +\w+ +\d+ +\d+ +\d+ +([\d.]+)", done.stdout, re.M)]
     assert len(likeness) == 2
     assert min(likeness) > 0.8, "each hears its own voice"
     assert (tmp_path / "calls.png").read_bytes().startswith(b"\x89PNG")
@@ -38,6 +38,7 @@ def test_two_phones_are_measured_from_end_to_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("arguments", "complaint"), [
     (("--user", "somebody"), "--user somebody: give agent or echo"),
     (("--plot", "calls.txt"), "calls.txt: give a .png or an .svg"),
+    (("--sip", "0"), "--sip and --webrtc: nobody calls"),
     (("--uri", "sip:agent@127.0.0.1"), "--uri: TANDEM_REDIS_URL must name that Tandem's Redis"),
 ])
 def test_what_cant_be_measured_is_named(tmp_path: Path, arguments: tuple[str, ...], complaint: str) -> None:
