@@ -197,6 +197,45 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class Operator(Base):
+    """Somebody who may use the dashboard; of their password only argon2's hash."""
+
+    __tablename__ = "operators"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    hash: Mapped[str]
+    role: Mapped[str]
+    created_at: Mapped[datetime]
+    disabled_at: Mapped[datetime | None]
+
+    __table_args__ = (CheckConstraint("role IN ('viewer', 'operator', 'admin')", name="operators_role"),)
+
+
+class OperatorSession(Base):
+    """A browser in which an operator has signed in; of its token only a hash."""
+
+    __tablename__ = "sessions"
+
+    hash: Mapped[str] = mapped_column(primary_key=True)
+    operator: Mapped[str] = mapped_column(ForeignKey("operators.name", ondelete="CASCADE"))
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (Index("sessions_by_operator", "operator"),)
+
+
+class AuditEntry(Base):
+    """Something that somebody changed, heard, exported or said."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    who: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str]
+
+
 class EventWatermark(Base):
     """Which events of a series are here: 1 to `sequence`, and those `ahead` of a gap."""
 

@@ -26,6 +26,8 @@ app.add_typer(model, name="model")
 app.add_typer(call, name="call")
 key = typer.Typer(help="Keys with which programs use the API.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(key, name="key")
+user = typer.Typer(help="Operators: who may use the dashboard.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(user, name="user")
 app.add_typer(train, name="train")
 app.add_typer(bench, name="bench")
 app.add_typer(db, name="db")
@@ -245,6 +247,35 @@ def key_revoke(id: Annotated[str, typer.Argument(help="a key's id, from `tandem 
     from tandem.key_commands import revoke_key
 
     revoke_key(load_settings(), id)
+
+
+@user.command("add")
+def user_add(
+    name: Annotated[str, typer.Argument(help="with which they sign in, and by which timelines tell of them")],
+    role: Annotated[Literal["viewer", "operator", "admin"], typer.Option(
+        help="viewer: sees and hears; operator: and has a hand on calls; admin: and says who may")] = "viewer",
+) -> None:
+    """Make an operator. The password is asked for, or the first line of stdin."""
+    from calls.operators import Role
+    from tandem.user_commands import make_user
+
+    make_user(load_settings(), name, Role(role))
+
+
+@user.command("list")
+def user_list() -> None:
+    """The operators there are."""
+    from tandem.user_commands import list_users
+
+    list_users(load_settings())
+
+
+@user.command("disable")
+def user_disable(name: Annotated[str, typer.Argument(help="an operator's name, from `tandem user list`")]) -> None:
+    """From now on they can't sign in, and are signed in nowhere."""
+    from tandem.user_commands import disable_user
+
+    disable_user(load_settings(), name)
 
 
 @call.command("replay")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class SttSpec:
     frames: int = 256  # of a window
     pad_share: float = 0.3  # of the text's padding, that is asked for in a step
     pauses: float = 0.2  # of the loss
-    phone: float = 0.5  # of the loss: a head of training alone that tells what is heard just now
+    phones: float = 0.5  # of the loss: a head of training alone that tells what is heard just now
     meant: float = 0.3  # of the loss: a head that tells what the caller meant, for a language model to begin with
     first_dropout: float = 0.05  # of the first codebook's input codes, replaced by any
     rest_dropout: float = 0.12
@@ -68,9 +68,6 @@ class SttSpec:
     reads_text: bool = True  # that it wrote; False where it shall hear as a language model, whose text is the agent's
     transcribed_calls: int = 8  # of the held-out ones, while training
     of: Path | None = None  # the folder of a trained model to go on from
-    phones: bool = False  # are read in place of codes: words are put together from phones before sound is understood
-    first_phones_wrong: float = 0.3  # of those in the first codebook's place, replaced by any
-    rest_phones_wrong: float = 0.1
 
 
 def make_task(team: Team, spec: SttSpec) -> Task:
@@ -84,14 +81,12 @@ class _SttTask:
         self.mimi = codec.config
         self.lag = lag_of(spec.delay_s, self.mimi.frame_rate)
         calls = [call for path in spec.calls for call in self._read(path)]
-        codebook_size = LABELS if spec.phones else self.mimi.codebook_size
-        self.config = stt_config(spec, codebooks=len(calls[0].caller), codebook_size=codebook_size,
+        self.config = stt_config(spec, codebooks=len(calls[0].caller), codebook_size=self.mimi.codebook_size,
                                  text_card=len(self.tokenizer))
         self.lm = LanguageModel(LMConfig.from_dict(self.config))
         generator = torch.Generator().manual_seed(0)
         initialise(self.lm, generator)
-        if not spec.phones:
-            hear_likeness(self.lm, codec, generator)
+        hear_likeness(self.lm, codec, generator)
         if spec.of is not None:
             go_on_from(spec.of / WEIGHTS, self.lm)
         self.phones = nn.Linear(spec.dim, LABELS_PER_FRAME * LABELS)
@@ -105,11 +100,8 @@ class _SttTask:
             held_out = self._read(spec.held_out)
             self.held_out = CallerSides.of(held_out, self.lag, self.mimi.frame_rate, initial, delays)
             self.transcribed = held_out[:spec.transcribed_calls]
-        wrong = [spec.first_dropout] + [spec.rest_dropout] * (len(initial) - 2)
-        if spec.phones:
-            wrong = [share for share in (spec.first_phones_wrong, spec.rest_phones_wrong)
-                     for _ in range(LABELS_PER_FRAME)]
-        self.dropout = torch.tensor([spec.text_dropout, *wrong])[:, None]
+        dropout = [spec.text_dropout, spec.first_dropout] + [spec.rest_dropout] * (len(initial) - 2)
+        self.dropout = torch.tensor(dropout)[:, None]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         windows = self.calls.draw(max(1, self.spec.batch // self.team.size), self.spec.frames, generator)
@@ -150,7 +142,7 @@ class _SttTask:
                 raise TrainingError(f"{path}: {call.name} has codes that the Mimi in {self.spec.codec} doesn't know")
             if int(call.said.max()) >= len(self.tokenizer):
                 raise TrainingError(f"{path}: {call.name} has text that {self.spec.tokenizer} doesn't know")
-        return [phones_for_codes(call) for call in calls] if self.spec.phones else calls
+        return calls
 
     def _corrupted(self, inputs: Tensor, generator: torch.Generator) -> Tensor:
         """Some codes replaced by any, some of the text left out."""
@@ -186,15 +178,8 @@ class _SttTask:
         meant_losses = F.cross_entropy(meant_logits, intent[told], reduction="sum")
         meant_loss = meant_losses / told.sum().clamp(min=1)
         figures["meant"] = (meant_logits.argmax(-1) == intent[told]).float().mean()
-        total = text_loss + self.spec.pauses * pause_loss + self.spec.phone * phone_loss + self.spec.meant * meant_loss
+        total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss + self.spec.meant * meant_loss
         return total, {name: value.item() for name, value in figures.items()}
-
-
-def phones_for_codes(call: CallTokens) -> CallTokens:
-    """The call with its phones in place of the caller's codes: a frame's labels twice, once as what its first codebook
-    tells and once as what all of them do, which comes later."""
-    phones = call.phones.clamp(min=0)
-    return replace(call, caller=torch.cat([phones, phones]))
 
 
 def _codec(folder: Path) -> Mimi:
@@ -221,13 +206,12 @@ def said_in(call: CallTokens, tokenizer: Tokenizer) -> str:
 
 def stt_config(spec: SttSpec, *, codebooks: int, codebook_size: int, text_card: int) -> dict[str, Any]:
     """The config.json of a speech-to-text model, without its files' names."""
-    firsts = LABELS_PER_FRAME if spec.phones else 1
     return {
         "dim": spec.dim, "text_card": text_card, "existing_text_padding_id": PAD_TOKEN, "n_q": codebooks, "dep_q": 0,
         "card": codebook_size, "num_heads": spec.heads, "num_layers": spec.layers, "hidden_scale": 4.125,
         "causal": True, "layer_scale": None, "context": spec.context, "max_period": 10000, "gating": "silu",
         "norm": "rms_norm_f32", "positional_embedding": "rope", "depformer_multi_linear": True,
-        "delays": [0] + [0] * firsts + [spec.acoustic_delay] * (codebooks - firsts),
+        "delays": [0, 0] + [spec.acoustic_delay] * (codebooks - 1),
         "extra_heads_num_heads": len(PAUSES_S), "extra_heads_dim": _PAUSE_CLASSES,
         "model_type": "stt",
         "stt_config": {"audio_delay_seconds": spec.delay_s, "audio_silence_prefix_seconds": 0.0},
