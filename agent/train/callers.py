@@ -23,8 +23,8 @@ from agent.train.domain.slots import (
     slots_in,
 )
 
-# How common phrasings are, by their place n in the file: (n + COMMON) ** -STEEP. The first ten of 260 are 58 % of what is
-# said, the first thirty 78 %.
+# How common phrasings are, by their place n in the file: (n + COMMON) ** -STEEP. The first ten of 260 are 58 % of what
+# is said, the first thirty 78 %.
 COMMON, STEEP = 3, 1.5
 
 # Only said in their place, never as a question of their own.

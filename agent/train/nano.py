@@ -3,6 +3,7 @@ resumed.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
     FOLDER/codec, ears, hearing, …    trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/ears/voice                 the codec that encodes what the agent says
     FOLDER/tokens                     the calls as the language models read them
     FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
 
@@ -12,16 +13,15 @@ and pieces mean; the language model and speech-to-text learn from calls that are
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 
-from agent.moshi.config import PAD_TOKEN, MimiConfig
+from agent.moshi.config import PAD_TOKEN
 from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.train import codec, lm, stt
@@ -32,6 +32,7 @@ from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, processes_for, train
 
 CODEBOOKS, CARD = 8, 512
+_SILENT_FRAMES = 25  # after which the codes of silence have settled
 
 MIMI: Mapping[str, Any] = {
     "sample_rate": 24000, "channels": 1, "frame_rate": 12.5,
@@ -192,17 +193,30 @@ class _Work:
     def _tokens(self) -> None:
         if not self.tokenizer.exists():
             train_tokenizer(self.tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
-        mimi = Mimi(MimiConfig.from_dict(json.loads((self.out / codec.CONFIG).read_text())))
-        mimi.load_state_dict(load_file(self.out / codec.WEIGHTS))
+        mimi, voice = codec.load_codec(self.out), self._voice()
         for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, (CALLERS,)), (HELD_OUT, (HELD_OUT,))):
             if not (out := self._encoded(encoded)).exists():
-                encode_calls([self._calls(name) for name in names], mimi.to(self.device).eval(),
-                             Tokenizer(self.tokenizer), out, workers=self.processes,
+                encode_calls([self._calls(name) for name in names], mimi.to(self.device),
+                             Tokenizer(self.tokenizer), out, voice=voice, workers=self.processes,
                              progress=self._every_tenth(f"tokens of {', '.join(names)}"))
+
+    def _voice(self) -> Mimi | None:
+        """The codec that encodes what the agent says, where ears were trained apart from it."""
+        apart = self.folder / "ears" / codec.VOICE
+        return codec.load_codec(apart).to(self.device) if apart.is_dir() else None
+
+    def _silence(self) -> dict[str, Any]:
+        """What the config says of the agent's silence: its ears don't make its codes."""
+        if (voice := self._voice()) is None:
+            return {}
+        frames = torch.zeros(1, _SILENT_FRAMES * voice.config.frame_samples, device=self.device)
+        with torch.inference_mode():
+            codes = voice.encode(frames, self.recipe.lm["dep_q"])[0, :, -1]
+        return {"silence_codes": codes.tolist()}
 
     def _lm(self) -> None:
         begins = {"ears": self.folder / "hearing"} if self.recipe.of is None else {"of": self.recipe.of}
-        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.tokenizer))},
+        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.tokenizer)), **self._silence()},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
                          **{**begins, **self.recipe.lm_spec})
         plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, warmup=100, seed=self.recipe.seed,

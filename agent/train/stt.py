@@ -15,18 +15,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig, MimiConfig
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
-from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import PAUSES_S, CallerWords, Transcriber, lag_of, transcribe
 from agent.train.codec import CONFIG as MIMI_CONFIG
 from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
+from agent.train.codec import load_codec
 from agent.train.domain.reader import load
 from agent.train.initial import go_on_from, hear_likeness, initialise
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
@@ -77,7 +76,7 @@ def make_task(team: Team, spec: SttSpec) -> Task:
 class _SttTask:
     def __init__(self, team: Team, spec: SttSpec) -> None:
         self.team, self.spec = team, spec
-        codec, self.tokenizer = _codec(spec.codec), Tokenizer(spec.tokenizer)
+        codec, self.tokenizer = load_codec(spec.codec), Tokenizer(spec.tokenizer)
         self.mimi = codec.config
         self.lag = lag_of(spec.delay_s, self.mimi.frame_rate)
         calls = [call for path in spec.calls for call in self._read(path)]
@@ -180,16 +179,6 @@ class _SttTask:
         figures["meant"] = (meant_logits.argmax(-1) == intent[told]).float().mean()
         total = text_loss + self.spec.pauses * pause_loss + self.spec.phones * phone_loss + self.spec.meant * meant_loss
         return total, {name: value.item() for name, value in figures.items()}
-
-
-def _codec(folder: Path) -> Mimi:
-    path = folder / MIMI_CONFIG
-    try:
-        mimi = Mimi(MimiConfig.from_dict(json.loads(path.read_text())))
-        mimi.load_state_dict(load_file(folder / MIMI_WEIGHTS))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
-    return mimi
 
 
 def _pause_logits(lm: LanguageModel, x: Tensor) -> Tensor:
