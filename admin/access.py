@@ -1,53 +1,40 @@
-"""Who asks: API keys on requests and live connections, by one rule for both."""
+"""Who asks: an API key on requests of programs, a session's cookie on those of operators' browsers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
 
-from calls.api_keys import ApiKeys, KeyRow, Scope
+from redis.asyncio import Redis
+
+from admin.service import Actor, NotAllowed, key_actor, operator_actor
+from calls.api_keys import ApiKeys, KeyRow
+from calls.audit import Audit
+from calls.operators import Operators
 from calls.routing import RoutingUnavailable
-from calls.store import StoreError
+from calls.store import Store, StoreError
 from calls.web_guard import WebGuard
 
 WRONG_KEYS_PER_MINUTE = 20  # by one address; then no key of it is looked at for the rest of the minute
-
-
-class NotAllowed(Exception):
-    """An answer of status and code, and one sentence for people."""
-
-    def __init__(self, status: int, code: str, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.retry_after_s = status, code, retry_after_s
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who uses the API, as audits and timelines name them."""
-
-    id: str
-    name: str
-    scopes: tuple[Scope, ...]
-
-    def must(self, scope: Scope) -> None:
-        """Raise NotAllowed without the scope."""
-        if scope not in self.scopes:
-            raise NotAllowed(403, "forbidden", f"This key has no scope {scope.value}.")
+LOGINS_PER_MINUTE = 10  # tries, by one address and with one name
 
 
 class Access:
-    """Keys are looked up at each request: one that is revoked serves no more."""
+    """Keys and sessions are looked up at each request: one that is revoked or over serves no more."""
 
-    def __init__(self, keys: ApiKeys, wrong_keys: WebGuard) -> None:
-        self._keys, self._wrong = keys, wrong_keys
+    def __init__(self, redis: Redis, store: Store) -> None:
+        self._keys, self._operators, self._audit = ApiKeys(store), Operators(store), Audit(store)
+        self._wrong, self._logins = WebGuard(redis, WRONG_KEYS_PER_MINUTE), WebGuard(redis, LOGINS_PER_MINUTE)
 
-    async def by_header(self, authorization: str | None, client: str) -> Caller:
+    # keys
+
+    async def by_header(self, authorization: str | None, client: str) -> Actor:
         """`Authorization: Bearer KEY`. Raises NotAllowed."""
         kind, _, key = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not key:
             raise NotAllowed(401, "unauthorized", "Give an API key: Authorization: Bearer tandem_…")
         return await self.by_key(key.strip(), client)
 
-    async def by_key(self, key: str, client: str) -> Caller:
+    async def by_key(self, key: str, client: str) -> Actor:
         """Raises NotAllowed."""
         try:
             row = await self._found(key, client)
@@ -55,10 +42,34 @@ class Access:
             raise NotAllowed(503, "unavailable", "Keys can't be looked up just now.", retry_after_s=5) from error
         if row is None:
             raise NotAllowed(401, "unauthorized", "This API key isn't valid.")
-        return Caller(row.id, row.name, row.scopes)
+        return key_actor(row)
 
     async def _found(self, key: str, client: str) -> KeyRow | None:
         row = await self._keys.found(key)
         if row is None and (wait_s := await self._wrong.wait_s("wrong keys", client)) > 0:
             raise NotAllowed(429, "rate_limited", "Too many wrong keys from your network.", retry_after_s=wait_s)
         return row
+
+    # sessions
+
+    async def sign_in(self, name: str, password: str, client: str) -> str:
+        """A session's token. Raises NotAllowed, StoreError and RoutingUnavailable."""
+        named = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
+        for kind, who in (("logins", client), ("logins as", named)):
+            if (wait_s := await self._logins.wait_s(kind, who)) > 0:
+                raise NotAllowed(429, "rate_limited", "Too many tries. Please wait a minute.", retry_after_s=wait_s)
+        operator = await self._operators.known(name, password)
+        if operator is None:
+            await self._audit.note("nobody", "sign-in refused", name[:100], client)
+            raise NotAllowed(401, "unauthorized", "This name and password don't belong together.")
+        await self._audit.note(operator_actor(operator).who, "signed in", operator.name, client)
+        return await self._operators.sign_in(operator)
+
+    async def by_session(self, token: str) -> Actor | None:
+        """Raises StoreError."""
+        operator = await self._operators.signed_in(token) if token else None
+        return operator_actor(operator) if operator else None
+
+    async def sign_out(self, token: str) -> None:
+        """Raises StoreError."""
+        await self._operators.sign_out(token)

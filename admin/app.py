@@ -10,7 +10,9 @@ from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
 from admin import web_files
+from admin.access import Access
 from admin.api import Api, answer_errors
+from admin.service import Service
 from admin.web_calls import WebCalls
 from calls.routing import RoutingUnavailable, health
 from calls.settings import Settings
@@ -20,18 +22,18 @@ from calls.store import Store
 def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) -> FastAPI:
     """The application over a Redis client and a store, which it closes at its end; `secret` signs what browsers are
     given."""
-    api = Api(redis, store)
+    service, access = Service(redis, store), Access(redis, store)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        await api.close()
+        await service.close()
         await store.close()
         await redis.aclose()
 
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
-    app.include_router(api.router())
+    app.include_router(Api(service, access).router())
     app.include_router(WebCalls(settings, redis, secret).router())
     app.include_router(web_files.router())
 

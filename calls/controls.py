@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, get_args
 
@@ -120,6 +120,17 @@ class Controls:
             raise RoutingUnavailable(f"Redis: {error}") from error
         if as_text(put) != "ok":
             raise RoutingUnavailable(f"{MOST_WAITING} controls wait for the call's bridge")
+
+    async def running(self, calls: Sequence[str]) -> tuple[str, ...]:
+        """Those of these calls that a bridge has just now."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for call in calls:
+            pipeline.exists(_place_key(call))
+        try:
+            there = await pipeline.execute() if calls else ()
+        except (RedisError, OSError) as error:
+            raise RoutingUnavailable(f"Redis: {error}") from error
+        return tuple(call for call, is_there in zip(calls, there, strict=True) if is_there)
 
     async def result(self, control: Control, timeout_s: float) -> Result | None:
         """What became of it; None when that isn't known in time. A result is read once."""

@@ -18,32 +18,34 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from calls.events import BadEvent, Envelope, decode
-from calls.live import Pause, partition_of, stream_key
+from calls.live import PARTITIONS, Pause, partition_of, stream_key
 
 log = logging.getLogger(__name__)
 
 BEFORE_S = 5.0  # of what happened just before somebody began to watch: not all of it may be in Postgres yet
-WAITING = 512  # events that a watcher may be behind
+WAITING = 512  # events that a watcher of a call may be behind
+WAITING_ALL = 4096  # and one of all calls
 BLOCK_S = 1.0
 READ_AT_ONCE = 200
 
 
 class TooSlow(Exception):
-    """This watcher was more than WAITING events behind."""
+    """This watcher was more events behind than may wait for it."""
 
 
 class Watcher:
-    """Events of one call, or of all in its partition's stream, from BEFORE_S ago on."""
+    """Events of one call, or of all, from BEFORE_S ago on; some of them may come twice."""
 
     def __init__(self, call: str | None) -> None:
         self.call = call
-        self._queue: asyncio.Queue[Envelope | None] = asyncio.Queue(WAITING + 1)
+        self._most = WAITING if call is not None else WAITING_ALL
+        self._queue: asyncio.Queue[Envelope | None] = asyncio.Queue(self._most + 1)
         self._cut_off = False
 
     def put(self, envelope: Envelope) -> None:
         if self._cut_off or (self.call is not None and envelope.call != self.call):
             return
-        if self._queue.qsize() >= WAITING:
+        if self._queue.qsize() >= self._most:
             self._cut_off = True
             self._queue.put_nowait(None)
             return
@@ -66,21 +68,31 @@ class LiveEvents:
         self._readers: dict[int, asyncio.Task[None]] = {}
 
     @contextlib.asynccontextmanager
-    async def watch(self, call: str) -> AsyncIterator[Watcher]:
-        """A watcher of this call, while within."""
-        partition, watcher = partition_of(call), Watcher(call)
+    async def watch(self, call: str | None = None) -> AsyncIterator[Watcher]:
+        """A watcher of this call, or of all, while within."""
+        watcher = Watcher(call)
+        partitions = range(PARTITIONS) if call is None else (partition_of(call),)
+        try:
+            for partition in partitions:
+                await self._add(partition, watcher)
+            yield watcher
+        finally:
+            for partition in partitions:
+                self._remove(partition, watcher)
+
+    async def _add(self, partition: int, watcher: Watcher) -> None:
         there = self._watchers.setdefault(partition, set())
         there.add(watcher)
         if len(there) == 1:
             self._readers[partition] = asyncio.create_task(self._read(partition))
         elif partition in self._readers:
             await self._catch_up(partition, watcher)
-        try:
-            yield watcher
-        finally:
-            there.discard(watcher)
-            if not there and (reader := self._readers.pop(partition, None)) is not None:
-                reader.cancel()
+
+    def _remove(self, partition: int, watcher: Watcher) -> None:
+        there = self._watchers.get(partition, set())
+        there.discard(watcher)
+        if not there and (reader := self._readers.pop(partition, None)) is not None:
+            reader.cancel()
 
     async def close(self) -> None:
         for reader in self._readers.values():

@@ -222,21 +222,21 @@ class Store:
 
     async def call(self, id: str) -> CallRow | None:
         async with self.transaction() as connection:
-            row = (await connection.execute(_CALLS.where(Call.id == _clean(id)))).first()
+            row = (await connection.execute(CALL_QUERY.where(Call.id == clean(id)))).first()
         return CallRow(*row) if row else None
 
     async def calls(self, limit: int = 50, before: str | None = None) -> tuple[CallRow, ...]:
         """The newest calls first; `before`: only those that come after this call's id in that order."""
-        query = _CALLS.order_by(desc(Call.received_at), desc(Call.id)).limit(_rows(limit))
+        query = CALL_QUERY.order_by(desc(Call.received_at), desc(Call.id)).limit(checked_limit(limit))
         if before is not None:
-            last = select(Call.received_at, Call.id).where(Call.id == _clean(before)).scalar_subquery()
+            last = select(Call.received_at, Call.id).where(Call.id == clean(before)).scalar_subquery()
             query = query.where(tuple_(Call.received_at, Call.id) < last)
         async with self.transaction() as connection:
             return tuple(CallRow(*row) for row in await connection.execute(query))
 
     async def utterances(self, call: str) -> tuple[UtteranceRow, ...]:
         """What was said in a call, with words, in the order in which it began."""
-        of_call = Utterance.call_id == _clean(call)
+        of_call = Utterance.call_id == clean(call)
         async with self.transaction() as connection:
             rows = (await connection.execute(_UTTERANCES.where(of_call).order_by(
                 Utterance.first_k, Utterance.speaker))).all()
@@ -248,11 +248,11 @@ class Store:
                 words.setdefault(row.utterance_id, []).append(
                     Word(row.text, row.first_k, row.last_k, row.start_s, row.end_s))
         return tuple(UtteranceRow(row.call_id, row.speaker, row.first_k, row.last_k, row.start_s, row.end_s,
-                                     row.text, row.final, tuple(words.get(row.id, ()))) for row in rows)
+                                  row.text, row.final, tuple(words.get(row.id, ()))) for row in rows)
 
     async def recording(self, call: str) -> RecordingRow | None:
         query = select(Recording.call_id, Recording.kept_at, Recording.url, Recording.codec, Recording.seconds,
-                       Recording.bytes, Recording.lost_s, Recording.paused_s).where(Recording.call_id == _clean(call))
+                       Recording.bytes, Recording.lost_s, Recording.paused_s).where(Recording.call_id == clean(call))
         async with self.transaction() as connection:
             row = (await connection.execute(query)).first()
         return RecordingRow(*row) if row else None
@@ -260,14 +260,14 @@ class Store:
     async def controls(self, call: str) -> tuple[ControlRow, ...]:
         """What was wanted of a call, in the order in which it took effect."""
         query = (select(*(getattr(CallControl, name) for name in ControlRow.__dataclass_fields__))
-                 .where(CallControl.call_id == _clean(call)).order_by(CallControl.first_k, CallControl.accepted_at))
+                 .where(CallControl.call_id == clean(call)).order_by(CallControl.first_k, CallControl.accepted_at))
         async with self.transaction() as connection:
             return tuple(ControlRow(*row) for row in await connection.execute(query))
 
     async def measures(self, call: str) -> dict[str, Measure]:
         """What was measured of a call, by its name."""
         query = select(CallMeasure.name, CallMeasure.count, CallMeasure.total_s, CallMeasure.p50_s, CallMeasure.p95_s,
-                       CallMeasure.p99_s).where(CallMeasure.call_id == _clean(call))
+                       CallMeasure.p99_s).where(CallMeasure.call_id == clean(call))
         async with self.transaction() as connection:
             return {row[0]: Measure(*row) for row in await connection.execute(query)}
 
@@ -276,8 +276,8 @@ class Store:
         first."""
         query = (select(Call.id, Call.received_at, Utterance.speaker, Utterance.first_k, Utterance.start_s,
                         Utterance.text)
-                 .join(Call).where(Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", _clean(text))))
-                 .order_by(desc(Call.received_at), desc(Call.id), Utterance.first_k).limit(_rows(limit)))
+                 .join(Call).where(Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", clean(text))))
+                 .order_by(desc(Call.received_at), desc(Call.id), Utterance.first_k).limit(checked_limit(limit)))
         async with self.transaction() as connection:
             return tuple(Match(*row) for row in await connection.execute(query))
 
@@ -296,7 +296,7 @@ class Store:
 _CALL_TABLE = typing.cast(Table, Call.__table__)
 _WATERMARK_TABLE = typing.cast(Table, EventWatermark.__table__)
 _CALL_EVENTS = (CallReceived, CallLeased, CallAnswered, CallEnded)
-_CALLS = select(*(getattr(Call, name) for name in CallRow.__dataclass_fields__))
+CALL_QUERY = select(*(getattr(Call, name) for name in CallRow.__dataclass_fields__))
 _UTTERANCES = select(Utterance.id, Utterance.call_id, Utterance.speaker, Utterance.first_k, Utterance.last_k,
                      Utterance.start_s, Utterance.end_s, Utterance.text, Utterance.final)
 
@@ -305,9 +305,9 @@ async def _touch_calls(connection: AsyncConnection, envelopes: Iterable[Envelope
                        calls: Iterable[str]) -> None:
     """Makes sure that each call has a row, and locks it."""
     now = datetime.now(UTC)
-    first_seen = {_clean(call): now for call in calls}
+    first_seen = {clean(call): now for call in calls}
     for each in envelopes:
-        first_seen[_clean(each.call)] = min(first_seen[_clean(each.call)], each.at)
+        first_seen[clean(each.call)] = min(first_seen[clean(each.call)], each.at)
     rows = upsert(Call).values([{"id": call, "received_at": at} for call, at in sorted(first_seen.items())])
     await connection.execute(rows.on_conflict_do_update(
         index_elements=[Call.id], set_={"received_at": rows.excluded.received_at},
@@ -324,7 +324,7 @@ async def _update_calls(connection: AsyncConnection, envelopes: Iterable[Envelop
         return
     newest = list(by_call.values())
     version = f"{newest[0].event.kind}_version"
-    rows = [{"key": _clean(each.call), "newer": _version(each), version: _version(each),
+    rows = [{"key": clean(each.call), "newer": _version(each), version: _version(each),
              **_call_columns(each)} for each in newest]
     newer = _newer(getattr(Call, version), bindparam("newer", type_=Version))
     await connection.execute(update(_CALL_TABLE).where(Call.id == bindparam("key"), newer), rows)
@@ -334,17 +334,17 @@ def _call_columns(envelope: Envelope) -> dict[str, Any]:
     match envelope.event:
         case CallReceived() as event:
             return {"received_at": envelope.at, "protocol": event.protocol, "direction": event.direction,
-                    "caller": _clean(event.caller), "callee": _clean(event.callee),
-                    "reference": _clean(event.reference), "bridge": _clean(event.bridge),
-                    "agent": _clean(event.agent)}
+                    "caller": clean(event.caller), "callee": clean(event.callee),
+                    "reference": clean(event.reference), "bridge": clean(event.bridge),
+                    "agent": clean(event.agent)}
         case CallLeased() as event:
-            return {"model": _clean(event.model), "worker": _clean(event.worker),
-                    "epoch": _clean(event.epoch), "fence": envelope.fence}
+            return {"model": clean(event.model), "worker": clean(event.worker),
+                    "epoch": clean(event.epoch), "fence": envelope.fence}
         case CallAnswered() as event:
-            return {"answered_at": envelope.at, "codec": _clean(event.codec)}
+            return {"answered_at": envelope.at, "codec": clean(event.codec)}
         case CallEnded() as event:
             return {"ended_at": envelope.at, "end_reason": event.reason.value, "ended_by": event.side,
-                    "sip_status": event.sip_status, "end_detail": _clean(event.detail),
+                    "sip_status": event.sip_status, "end_detail": clean(event.detail),
                     "frames": event.frames, "frames_dropped": event.frames_dropped,
                     "frames_missing": event.frames_missing, "underruns": event.underruns}
         case event:
@@ -357,7 +357,7 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
     versions: dict[tuple[str, str, int], list[int]] = {}
     for each in envelopes:
         if isinstance(each.event, UtteranceSpoken):
-            key = (_clean(each.call), each.event.speaker.value, each.event.first_k)
+            key = (clean(each.call), each.event.speaker.value, each.event.first_k)
             if versions.get(key, []) < _version(each):
                 spoken[key], versions[key] = each.event, _version(each)
     if not spoken:
@@ -366,7 +366,7 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
         {"call_id": call, "speaker": speaker, "first_k": first_k, "last_k": event.last_k,
          "start_s": event.words[0].start_s if event.words else None,
          "end_s": event.words[-1].end_s if event.words else None,
-         "text": _clean(event.text), "final": event.final, "version": versions[call, speaker, first_k]}
+         "text": clean(event.text), "final": event.final, "version": versions[call, speaker, first_k]}
         for (call, speaker, first_k), event in sorted(spoken.items(), key=lambda item: item[0])])
     changed = ("last_k", "start_s", "end_s", "text", "final", "version")
     written = (await connection.execute(
@@ -377,7 +377,7 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
     if not written:
         return
     await connection.execute(delete(WordTable).where(WordTable.utterance_id.in_([row.id for row in written])))
-    words = [{"utterance_id": id, "position": position, "text": _clean(word.text), "first_k": word.first_k,
+    words = [{"utterance_id": id, "position": position, "text": clean(word.text), "first_k": word.first_k,
               "last_k": word.last_k, "start_s": word.start_s, "end_s": word.end_s}
              for id, call, speaker, first_k in written
              for position, word in enumerate(spoken[call, speaker, first_k].words)]
@@ -386,7 +386,7 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
 
 
 async def _write_measures(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
-    values = [{"call_id": call, **vars(measure), "name": _clean(measure.name), "version": _version(each)}
+    values = [{"call_id": call, **vars(measure), "name": clean(measure.name), "version": _version(each)}
               for call, each in _newest(envelopes, CallMeasured)
               if isinstance(each.event, CallMeasured) for measure in each.event.measures]
     await _write_newest(connection, CallMeasure, (CallMeasure.call_id, CallMeasure.name), values)
@@ -396,18 +396,18 @@ async def _write_controls(connection: AsyncConnection, envelopes: Iterable[Envel
     newest: dict[tuple[str, str], Envelope] = {}
     for each in envelopes:
         if isinstance(each.event, ControlTaken):
-            key = _clean(each.call), _clean(each.event.id)
+            key = clean(each.call), clean(each.event.id)
             if key not in newest or _version(newest[key]) < _version(each):
                 newest[key] = each
-    values = [{"call_id": call, "id": id, "action": event.action, "text": _clean(event.text), "mute": event.mute,
-               "by": _clean(event.by), "accepted_at": event.accepted_at, "outcome": event.outcome,
-               "first_k": event.first_k, "k": event.k, "why": _clean(event.why), "version": _version(each)}
+    values = [{"call_id": call, "id": id, "action": event.action, "text": clean(event.text), "mute": event.mute,
+               "by": clean(event.by), "accepted_at": event.accepted_at, "outcome": event.outcome,
+               "first_k": event.first_k, "k": event.k, "why": clean(event.why), "version": _version(each)}
               for (call, id), each in sorted(newest.items()) if isinstance(event := each.event, ControlTaken)]
     await _write_newest(connection, CallControl, (CallControl.call_id, CallControl.id), values)
 
 
 async def _write_recordings(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
-    values = [{"call_id": call, "kept_at": each.at, "url": _clean(event.url), "codec": event.codec,
+    values = [{"call_id": call, "kept_at": each.at, "url": clean(event.url), "codec": event.codec,
                "seconds": event.seconds, "bytes": event.bytes, "lost_s": event.lost_s, "paused_s": event.paused_s,
                "version": _version(each)}
               for call, each in _newest(envelopes, RecordingKept)
@@ -420,7 +420,7 @@ def _newest(envelopes: Iterable[Envelope], kind: type) -> list[tuple[str, Envelo
     newest: dict[str, Envelope] = {}
     for each in envelopes:
         if isinstance(each.event, kind):
-            call = _clean(each.call)
+            call = clean(each.call)
             if call not in newest or _version(newest[call]) < _version(each):
                 newest[call] = each
     return sorted(newest.items(), key=lambda item: item[0])
@@ -440,7 +440,7 @@ async def _write_newest(connection: AsyncConnection, table: type[CallMeasure | C
 
 async def _advance_watermarks(connection: AsyncConnection, arrived: Mapping[Series, set[int]],
                               floors: Mapping[Series, int]) -> dict[Series, int]:
-    by_key = {Series(_clean(each.call), _clean(each.source), each.fence): each for each in sorted(arrived)}
+    by_key = {Series(clean(each.call), clean(each.source), each.fence): each for each in sorted(arrived)}
     await connection.execute(upsert(EventWatermark).values([
         {"call_id": key.call, "source": key.source, "fence": key.fence, "sequence": 0, "ahead": []}
         for key in by_key]).on_conflict_do_nothing())
@@ -482,12 +482,12 @@ def _newer(kept: Any, offered: Any) -> Any:
     return func.coalesce(kept, cast([], Version)) < offered
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Postgres's text can't hold a zero character, and a foreign phone's header may have one."""
     return text.replace("\0", "\ufffd")
 
 
-def _rows(limit: int) -> int:
+def checked_limit(limit: int) -> int:
     if not 1 <= limit <= MAX_ROWS:
         raise ValueError(f"limit: from 1 to {MAX_ROWS} rows, not {limit}")
     return limit

@@ -14,7 +14,7 @@ import shutil
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 from urllib.parse import urlsplit
 
 import av
@@ -86,6 +86,42 @@ class Storage:
         except Exception as error:  # each kind of storage has errors of its own; it is tried again
             raise StorageError(f"{url}: {type(error).__name__}: {error}") from error
         return url
+
+
+class KeptFile:
+    """A recording as it is kept, to be read in parts; blocking work is done in threads."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self.size = file, size
+
+    @classmethod
+    async def opened(cls, url: str) -> KeptFile:
+        """By the URL or path that `Storage.put` returned. Raises StorageError."""
+        return await asyncio.to_thread(cls._open, url)
+
+    @classmethod
+    def _open(cls, url: str) -> KeptFile:
+        if not url.endswith(tuple(f".{codec}" for codec in _CONTAINERS)):
+            raise StorageError(f"{url}: no recording")
+        try:
+            file = fsspec.open(url, "rb").open()
+            return cls(file, file.seek(0, os.SEEK_END))
+        except Exception as error:  # each kind of storage has errors of its own
+            raise StorageError(f"{url}: {type(error).__name__}: {error}") from error
+
+    async def read(self, start: int, size: int) -> bytes:
+        """Raises StorageError."""
+        try:
+            return await asyncio.to_thread(self._read, start, size)
+        except Exception as error:  # as above
+            raise StorageError(f"{type(error).__name__}: {error}") from error
+
+    def _read(self, start: int, size: int) -> bytes:
+        self._file.seek(start)
+        return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def encode(raw: RawRecording, out: Path, codec: Codec) -> None:

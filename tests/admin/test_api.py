@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from web_role import serving
 from websockets.asyncio.client import ClientConnection, connect
 
 from admin.access import WRONG_KEYS_PER_MINUTE
-from admin.api import BODY_BYTES, KEY_WITHIN_S
+from admin.api import KEY_WITHIN_S
+from admin.messages import BODY_BYTES
 from calls.api_keys import ApiKeys, Scope
+from calls.audit import Audit
 from calls.controls import ControlInbox, Result
 from calls.events import (
     CallAnswered,
@@ -30,6 +34,7 @@ from calls.events import (
     EndReason,
     Envelope,
     Event,
+    RecordingKept,
     Speaker,
     UtteranceSpoken,
     Word,
@@ -64,13 +69,16 @@ class Api:
     port: int
     keys: dict[str, str]
 
-    async def ask(self, path: str, body: object = None, *, key: str | None = "both", raw: bytes | None = None
-                  ) -> Answer:
+    async def ask(self, path: str, body: object = None, *, key: str | None = "both", raw: bytes | None = None,
+                  range: str | None = None) -> Answer:
         """`key`: one of `keys`, or the key itself."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v1{path}", data)
         if key is not None:
             request.add_header("Authorization", f"Bearer {self.keys.get(key, key)}")
+
+        if range is not None:
+            request.add_header("Range", range)
 
         def answer() -> Answer:
             try:
@@ -91,9 +99,9 @@ class Api:
 
 
 def _answer(status: int, came: Any) -> Answer:
-    data = came.read().decode()
-    is_json = came.headers.get_content_type() == "application/json"
-    return Answer(status, json.loads(data) if is_json else data, dict(came.headers))
+    data, kind = came.read(), came.headers.get_content_type()
+    body = json.loads(data) if kind == "application/json" else data.decode() if "audio" not in kind else data
+    return Answer(status, body or data, dict(came.headers))
 
 
 async def _next(socket: ClientConnection) -> dict[str, Any]:
@@ -284,6 +292,56 @@ async def test_live_of_a_call_that_isnt_there_or_by_nobody_ends_with_a_word(api:
     async with api.live() as socket, asyncio.timeout(KEY_WITHIN_S + 5):
         await socket.send("x" * (BODY_BYTES + 1))
         assert (await _next(socket))["error"] == "not_found"
+
+
+async def test_calls_that_run_are_those_that_a_bridge_has(api: Api, redis: Redis, store: Store) -> None:
+    await store.apply(_events(RECEIVED, CallAnswered("PCMU")))
+    await store.apply([Envelope("left-behind", "bridge-2", 1, 1, AT, RECEIVED)])
+    assert (await api.ask("/live")).body == {"calls": []}
+    await ControlInbox(redis, "bridge-1").here(["call-1"], 30)
+    assert [call["id"] for call in (await api.ask("/live", key="reads")).body["calls"]] == ["call-1"]
+    assert (await api.ask("/live", key="controls")).status == 403
+
+
+async def test_a_recording_is_heard_whole_or_in_parts_and_the_audit_tells_once(
+        api: Api, call: None, store: Store, tmp_path: Path) -> None:
+    assert (await api.ask("/calls/call-1/recording")).status == 404
+    kept = tmp_path / "call-1.flac"
+    await store.apply([Envelope("call-1", "bridge-1-recordings", 1, 1, AT,
+                                RecordingKept(str(kept), "flac", 1.0, 1000, 0.0, 0.0))])
+    assert (await api.ask("/calls/call-1/recording")).body["message"] == "This call's recording can't be had from here."
+    sound = random.Random(1).randbytes(1000)
+    kept.write_bytes(sound)
+    for asked, status, part in (
+            (None, 200, sound), ("bytes=0-", 206, sound), ("bytes=10-19", 206, sound[10:20]),
+            ("bytes=990-5000", 206, sound[990:]), ("bytes=-5", 206, sound[-5:]), ("bytes=-5000", 206, sound),
+            ("bytes=1000-", 416, b""), ("bytes=-0", 416, b""), ("bytes=5-2", 200, sound), ("lines=1-2", 200, sound)):
+        answer = await api.ask("/calls/call-1/recording", range=asked)
+        assert (answer.status, answer.body) == (status, part), asked
+        assert answer.headers["accept-ranges"] == "bytes"
+        if status == 206:
+            first = sound.index(part[:10])
+            assert answer.headers["content-range"] == f"bytes {first}-{first + len(part) - 1}/1000"
+    assert (await api.ask("/calls/call-1/recording", key="controls")).status == 403
+    heard = [(entry.who, entry.subject) for entry in await Audit(store).newest() if entry.action == "recording heard"]
+    assert heard == [("both (key)", "call-1")]
+
+
+async def test_a_row_that_names_another_file_reads_nothing(api: Api, call: None, store: Store, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    await store.apply([Envelope("call-1", "bridge-1-recordings", 1, 1, AT,
+                                RecordingKept(str(secret), "flac", 1.0, 6, 0.0, 0.0))])
+    assert (await api.ask("/calls/call-1/recording")).status == 404
+
+
+async def test_what_programs_export_and_say_is_in_the_audit(
+        api: Api, call: None, redis: Redis, store: Store) -> None:
+    await api.ask("/calls/call-1/transcript.vtt")
+    async with _bridge(redis, "said"):
+        await api.ask("/calls/call-1/controls?wait=5", {"action": "say", "text": "hello"})
+    assert [(entry.who, entry.action, entry.subject, entry.detail) for entry in await Audit(store).newest()] == [
+        ("both (key)", "say", "call-1", "hello"), ("both (key)", "transcript exported", "call-1", "vtt")]
 
 
 async def test_without_postgres_the_answer_says_so(redis_url: str) -> None:

@@ -16,7 +16,7 @@ HOLD = Control("call-1", "hold", mute=True, by="ann", id="one")
 
 @pytest.fixture
 async def inbox(redis: Redis) -> ControlInbox:
-    inbox = ControlInbox(redis, "bridge-1")
+    inbox = ControlInbox(redis, "bridge-1", clock=lambda: HOLD.accepted_at)
     await inbox.here(["call-1", "call-2"], expiry_s=5)
     return inbox
 

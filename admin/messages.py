@@ -1,0 +1,131 @@
+"""What goes over the wire, in both directions: bounded before it is read, of one form for the API and the dashboard."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Annotated, Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+
+from admin.service import NotAllowed, WholeCall
+from calls.controls import ACTIONS, Action, Control
+from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, ControlTaken, Envelope, UtteranceSpoken
+from calls.store import UtteranceRow
+from calls.wire import MAX_LINE, SamplingSettings
+
+BODY_BYTES = 16 * 1024
+BODY_S = 10.0  # for all of it to come
+
+
+class ControlBody(BaseModel):
+    """A control, as a request brings it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    action: Action
+    text: Annotated[str, Field(max_length=MAX_LINE)] = ""
+    mute: bool = False
+    sampling: SamplingSettings | None = None
+    id: Annotated[str, Field(max_length=64)] | None = None
+
+
+async def read_body(request: Request) -> bytes:
+    """All of it. Raises NotAllowed where it is too large, or doesn't come."""
+    data = b""
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                data += part
+                if len(data) > BODY_BYTES:
+                    raise NotAllowed(413, "too_large", f"A request has at most {BODY_BYTES} bytes.")
+    except (TimeoutError, ClientDisconnect):
+        raise NotAllowed(400, "bad_request", "The request didn't come whole.") from None
+    return data
+
+
+async def read_json(request: Request) -> Any:
+    """Raises NotAllowed."""
+    data = await read_body(request)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise NotAllowed(400, "bad_request", "The request isn't JSON.") from None
+
+
+def object_of(text: str) -> dict[str, Any]:
+    """Raises NotAllowed."""
+    if len(text) > BODY_BYTES:
+        raise NotAllowed(413, "too_large", f"A message has at most {BODY_BYTES} characters.")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise NotAllowed(400, "bad_request", "A message is a JSON object.")
+    return value
+
+
+def control_of(body: Any, call: str, by: str) -> Control:
+    """Raises NotAllowed."""
+    try:
+        given = ControlBody.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "control"
+        said = f"give one of {', '.join(ACTIONS)}" if where == "action" else first["msg"]
+        raise NotAllowed(422, "bad_control", f"{where}: {said}.") from None
+    control = Control(call, given.action, given.text, given.mute, given.sampling, by)
+    return control if given.id is None else replace(control, id=given.id)
+
+
+def event_message(envelope: Envelope) -> dict[str, Any] | None:
+    """What those who follow a call are told of an event; None for what isn't their concern."""
+    match envelope.event:
+        case CallReceived() as event:
+            return {"type": "received", "at": envelope.at, "protocol": event.protocol, "caller": event.caller,
+                    "callee": event.callee, "agent": event.agent}
+        case CallLeased() as event:
+            return {"type": "leased", "model": event.model, "worker": event.worker}
+        case CallAnswered():
+            return {"type": "answered", "at": envelope.at}
+        case UtteranceSpoken() as event:
+            return {"type": "utterance", "speaker": event.speaker, "first_k": event.first_k, "last_k": event.last_k,
+                    "text": event.text, "final": event.final, "words": [asdict(word) for word in event.words]}
+        case ControlTaken() as event:
+            return {"type": "control", **asdict(event)}
+        case CallEnded() as event:
+            return {"type": "ended", "at": envelope.at, "reason": event.reason, "detail": event.detail}
+        case _:
+            return None
+
+
+def whole_call(kept: WholeCall) -> dict[str, Any]:
+    return {"call": asdict(kept.call), "utterances": [_utterance(one) for one in kept.utterances],
+            "controls": [asdict(one) for one in kept.controls],
+            "measures": {name: asdict(one) for name, one in kept.measures.items()},
+            "recording": asdict(kept.recording) if kept.recording else None}
+
+
+def text_of(content: Any) -> str:
+    return json.dumps(content, default=_plain)
+
+
+def as_json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    plain = json.loads(text_of(content))
+    return JSONResponse(plain, status, headers={"Cache-Control": "no-store", **(headers or {})})
+
+
+def _utterance(row: UtteranceRow) -> dict[str, Any]:
+    told = asdict(row)
+    del told["call"]
+    return told
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

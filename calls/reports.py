@@ -1,0 +1,123 @@
+"""Calls as people look for them: filtered, searched, those that run, and where the time of the last ones went."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import desc, exists, func, select, tuple_
+from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
+
+from calls.store import CALL_QUERY, CallRow, Match, Store, checked_limit, clean
+from calls.tables import Call, CallMeasure, Utterance
+
+LAST_CALLS = 500  # of which latencies are told
+RUNNING = "running"  # in a filter: no reason of an end yet
+
+
+@dataclass(frozen=True)
+class CallFilter:
+    """Which calls: those of a transport, that ended so (or `running`), in which somebody spoke, or said these words
+    (quotes, `or` and `-` as in web searches)."""
+
+    protocol: str = ""
+    reason: str = ""
+    said: bool = False
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A call of a list, and the first of its utterances that a search has found."""
+
+    call: CallRow
+    match: Match | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A measure over calls: the middle of their medians, of their 95th percentiles, and the worst of these with its
+    call."""
+
+    protocol: str
+    name: str
+    calls: int
+    p50_s: float
+    p95_s: float
+    worst_s: float
+    worst_call: str
+
+
+class Reports:
+    """Reads from Postgres. Methods raise StoreError."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def calls(self, wanted: CallFilter, limit: int = 50, before: str | None = None) -> tuple[Listed, ...]:
+        """The newest calls first; `before`: only those that come after this call's id in that order."""
+        query = _filtered(wanted).order_by(desc(Call.received_at), desc(Call.id)).limit(checked_limit(limit))
+        if before is not None:
+            last = select(Call.received_at, Call.id).where(Call.id == clean(before)).scalar_subquery()
+            query = query.where(tuple_(Call.received_at, Call.id) < last)
+        async with self._store.transaction() as connection:
+            rows = [CallRow(*row) for row in await connection.execute(query)]
+            found: dict[str, Match] = {}
+            if wanted.words and rows:
+                first = _first_match(wanted.words, [row.id for row in rows])
+                found = {row[0]: Match(*row) for row in await connection.execute(first)}
+        return tuple(Listed(row, found.get(row.id)) for row in rows)
+
+    async def unended(self, limit: int = 200) -> tuple[CallRow, ...]:
+        """Calls of whose end nothing is known, the newest first: they run, or their bridge has died."""
+        query = (CALL_QUERY.where(Call.ended_at.is_(None)).order_by(desc(Call.received_at), desc(Call.id))
+                 .limit(checked_limit(limit)))
+        async with self._store.transaction() as connection:
+            return tuple(CallRow(*row) for row in await connection.execute(query))
+
+    async def latency(self, calls: int = LAST_CALLS) -> tuple[Latency, ...]:
+        """Of the last calls that were answered, by transport and measure."""
+        last = (select(Call.id, Call.protocol).where(Call.answered_at.is_not(None), Call.protocol.is_not(None))
+                .order_by(desc(Call.received_at), desc(Call.id)).limit(checked_limit(calls)).subquery())
+        worst_call = func.array_agg(aggregate_order_by(CallMeasure.call_id, CallMeasure.p95_s.desc()))
+        query = (
+            select(last.c.protocol, CallMeasure.name, func.count(), _middle(CallMeasure.p50_s),
+                   _middle(CallMeasure.p95_s), func.max(CallMeasure.p95_s), worst_call)
+            .join(last, last.c.id == CallMeasure.call_id)
+            .where(CallMeasure.p50_s.is_not(None), CallMeasure.p95_s.is_not(None))
+            .group_by(last.c.protocol, CallMeasure.name).order_by(last.c.protocol, CallMeasure.name))
+        async with self._store.transaction() as connection:
+            rows = (await connection.execute(query)).all()
+        return tuple(Latency(row[0], row[1], row[2], row[3], row[4], row[5], row[6][0]) for row in rows)
+
+
+def _filtered(wanted: CallFilter) -> Any:
+    query = CALL_QUERY
+    if wanted.protocol:
+        query = query.where(Call.protocol == clean(wanted.protocol))
+    if wanted.reason == RUNNING:
+        query = query.where(Call.ended_at.is_(None))
+    elif wanted.reason:
+        query = query.where(Call.end_reason == clean(wanted.reason))
+    if wanted.said:
+        query = query.where(exists().where(Utterance.call_id == Call.id, Utterance.text != ""))
+    if wanted.words:
+        query = query.where(Call.id.in_(select(Utterance.call_id).where(_has(wanted.words))))
+    return query
+
+
+def _first_match(words: str, calls: Collection[str]) -> Any:
+    return (select(Utterance.call_id, Call.received_at, Utterance.speaker, Utterance.first_k, Utterance.start_s,
+                   Utterance.text)
+            .join(Call).where(Utterance.call_id.in_(calls), _has(words))
+            .ext(distinct_on(Utterance.call_id))
+            .order_by(Utterance.call_id, Utterance.first_k))
+
+
+def _has(words: str) -> Any:
+    return Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", clean(words)))
+
+
+def _middle(column: Any) -> Any:
+    return func.percentile_cont(0.5).within_group(column)
