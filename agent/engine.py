@@ -15,12 +15,12 @@ from torch import Tensor
 
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
-from agent.moshi.generate import Controls, Generated
+from agent.moshi.generate import Controls, Generated, History
 from agent.moshi.layers import to_device
 from agent.moshi.sampling import tier_of
 from agent.moshi.stages import Stages, bucket_of
 from agent.moshi.transcribe import Transcribed, Transcriber, check_same_codes
-from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Sampling, StepInputs, StepOutputs, TextMode
+from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Past, Sampling, StepInputs, StepOutputs, TextMode
 
 __all__ = [
     "EchoEngine", "Engine", "ModelInfo", "MoshiEngine", "Sampling", "StepInputs", "StepOutputs", "TextMode",
@@ -90,6 +90,26 @@ class MoshiEngine:
         if caller_codes.size and not 0 <= caller_codes.min() <= caller_codes.max() < self._info.codebook_size:
             raise ValueError(f"step: caller_codes must be from 0 to {self._info.codebook_size - 1}")
         return self._step(inputs, caller_codes, transcribe=False)
+
+    def rebuild(self, slot: int, past: Past) -> None:
+        """Bring a slot to where it would be after these steps. May run on another thread than `step`'s, beside steps of
+        other slots. Raises ValueError for what isn't of this model; then nothing has changed."""
+        info = self._info
+        past.check(info)
+        own = info.agent_codebooks
+        text, agent, caller, silence = (self._on_device(part, np.int64) for part in (
+            past.text, past.agent_codes[:own], past.caller_codes, self._silence[:own]))
+        heard, missed = (self._on_device(part, np.float32) for part in (past.heard, past.missed))
+        missed_codes = self.stages.rebuild(slot, History(text, agent, caller), heard, missed, silence, self._codebooks)
+        if self._transcriber is not None and self._transcriber.codebooks <= info.caller_codebooks:
+            written = torch.from_numpy(past.caller_text >= 0).to(self.device)
+            said = self._on_device(past.caller_text, np.int64)[written]
+            self._transcriber.rebuild(slot, said, caller[:self._transcriber.codebooks, written])
+            for codes in missed_codes:
+                self._transcriber.step([slot], [False], codes[None])
+
+    def _on_device(self, array: Ints | Floats, dtype: type) -> Tensor:
+        return to_device(torch.from_numpy(np.ascontiguousarray(array, dtype)), self.device)
 
     @torch.inference_mode()
     def _step(self, inputs: StepInputs, given_codes: Ints | None, transcribe: bool) -> StepOutputs:
@@ -200,6 +220,11 @@ class EchoEngine:
 
     def default_sampling(self, rows: int) -> Sampling:
         return Sampling.of(rows)
+
+    def rebuild(self, slot: int, past: Past) -> None:
+        past.check(self._info)
+        before = np.concatenate([past.heard, past.missed])
+        self._heard[slot] = before[-1] if len(before) else 0
 
     def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
         inputs.check(self._info, self._slots)

@@ -137,6 +137,38 @@ class StepOutputs:
     codebook_spread: Floats  # [B]: the deviation between the entropies of the agent's codebooks
 
 
+@dataclass(frozen=True)
+class Past:
+    """T steps that a slot took somewhere else, in step order, and the caller's sound: what was heard in the last n of
+    them, and what was missed since, while the agent was silent."""
+
+    text: Ints  # [T]
+    agent_codes: Ints  # [generated codebooks, T], -1 where the model doesn't generate
+    caller_codes: Ints  # [caller codebooks, T]
+    caller_text: Ints  # [T], -1: none
+    heard: Floats  # [n, frame_samples]
+    missed: Floats  # [m, frame_samples]
+
+    def check(self, info: ModelInfo) -> None:
+        """Raise ValueError, one line, for what no slot of the model can have been through."""
+        count = len(self.text)
+        shapes: dict[str, tuple[Ints | Floats, tuple[int, ...]]] = {
+            "text": (self.text, (count,)), "agent_codes": (self.agent_codes, (info.generated_codebooks, count)),
+            "caller_codes": (self.caller_codes, (info.caller_codebooks, count)),
+            "caller_text": (self.caller_text, (count,)), "heard": (self.heard, (len(self.heard), info.frame_samples)),
+            "missed": (self.missed, (len(self.missed), info.frame_samples))}
+        for name, (value, shape) in shapes.items():
+            if value.shape != shape:
+                raise ValueError(f"past: {name} has shape {list(value.shape)}, not {list(shape)}")
+        for name, value, least, below in (
+                ("text", self.text, 0, info.text_tokens), ("caller_codes", self.caller_codes, 0, info.codebook_size),
+                ("agent_codes", self.agent_codes[:info.agent_codebooks], 0, info.codebook_size)):
+            if value.size and (value.min() < least or value.max() >= below):
+                raise ValueError(f"past: {name} must be from {least} to {below - 1}")
+        if not (np.isfinite(self.heard).all() and np.isfinite(self.missed).all()):
+            raise ValueError("past: the caller's sound is not finite")
+
+
 class Engine(Protocol):
     """Steps any of its slots together. One thread at a time."""
 
@@ -153,6 +185,11 @@ class Engine(Protocol):
 
     def default_sampling(self, rows: int) -> Sampling:
         """The model's own settings."""
+        ...
+
+    def rebuild(self, slot: int, past: Past) -> None:
+        """Bring a slot, which isn't stepped meanwhile, to where it would be after these steps. On any thread. Raises
+        ValueError."""
         ...
 
     def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -20,11 +22,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from agent.admission import Admission, Refused
-from agent.device_thread import DeviceThread, Resampling, Seat, Stepped
+from agent.device_thread import DeviceThread, Resampling, Seat, Stepped, from_s16le
 from agent.engine import Engine
 from agent.monologue import Action, Command, Monologue, word_splitter
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
+from agent.step import Past
 from calls import wire
 from calls.priority import STEP, before_others
 from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 Speaker = Literal["agent", "caller"]
 
 OPEN_TIMEOUT_S = 5.0  # from the connection to its first message
+HISTORY_S = 5.0  # for all of a moved call's history to come
+MOST_HEARD = 512  # frames of the caller's that come with it
 ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge's slot is free after twice that
 FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
 MORE_CONNECTIONS = 64  # than slots: those that shake hands or are turned away
@@ -61,6 +66,7 @@ class _Call:
     layout: wire.StepLayout
     outbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(MESSAGES_TO_BRIDGE))
     words: WordTimer = field(default_factory=WordTimer)
+    resumes: bool = False  # its history comes first
     caller: CallerWords | None = None  # None: nobody writes down what the caller says
     last_k: int = -1
     too_slow: bool = False
@@ -184,10 +190,14 @@ class Worker:
             return
         sender = asyncio.create_task(_send(call))
         try:
+            if call.resumes:
+                await self._resume(call, seat)
             await self._receive(call, seat)
         except wire.WireError as error:
             log.warning("call %s: the bridge broke the protocol: %s", call.lease.call, error)
             await _say_error(connection, "protocol", str(error))
+        except TimeoutError:
+            log.warning("call %s: its history didn't come in time", call.lease.call)
         except ConnectionClosed:
             if call.too_slow:
                 log.warning("call %s: its bridge took messages too slowly", call.lease.call)
@@ -217,8 +227,6 @@ class Worker:
             raise Refused("protocol", "the first message must be an open")
         if opened.version != wire.VERSION:
             raise Refused("version", f"this worker speaks version {wire.VERSION}, not {opened.version}")
-        if opened.resume:
-            raise Refused("resume", "this worker can't rebuild a call from its history")
         lease = self._admission.check(opened.call, opened.lease, time.time())
         device = self._devices.get(lease.model)
         if device is None:
@@ -227,7 +235,7 @@ class Worker:
         info = device.engine.info
         layout = wire.StepLayout(info.generated_codebooks, info.caller_codebooks, info.pause_heads)
         served = self._models[lease.model]
-        call = _Call(lease, connection, device, served.tokenizer, layout,
+        call = _Call(lease, connection, device, served.tokenizer, layout, resumes=opened.resume,
                      caller=CallerWords(*served.transcript) if served.transcript else None)
         sampling = opened.sampling
         if sampling.seed is None:
@@ -251,6 +259,20 @@ class Worker:
         old = self._calls.get(name)
         if old is not None:
             await _say_goodbye(old.connection, wire.CloseReason.LEASE_LOST)
+
+    async def _resume(self, call: _Call, seat: Seat) -> None:
+        """The call comes from another worker: bring its slot to where it was, beside the steps of the others."""
+        async with asyncio.timeout(HISTORY_S):
+            past, call.last_k = await _past(call)
+        began = time.monotonic()
+        if len(past.text):
+            try:
+                await asyncio.to_thread(call.device.engine.rebuild, seat.slot, past)
+            except ValueError as error:
+                raise wire.WireError(str(error)) from None
+            seat.fresh = False
+        log.info("call %s goes on here: %d steps, %d frames missed, rebuilt in %.2f s", call.lease.call, len(past.text),
+                 len(past.missed), time.monotonic() - began)
 
     async def _receive(self, call: _Call, seat: Seat) -> None:
         """The bridge's messages until it closes."""
@@ -326,6 +348,40 @@ class Worker:
         except asyncio.QueueFull:
             call.too_slow = True
             call.connection.transport.abort()
+
+
+async def _past(call: _Call) -> tuple[Past, int]:
+    """The history that a bridge sends first, and the caller's frames that follow it; with the last k of both."""
+    info = call.device.engine.info
+    history = wire.decode_from_bridge(_binary(await call.connection.recv()), call.layout)
+    if not isinstance(history, wire.History):
+        raise wire.WireError("a call that resumes begins with its history")
+    count = history.control_state.get("heard")
+    if type(count) is not int or not 0 <= count <= MOST_HEARD:
+        raise wire.WireError(f"history: heard must be a count up to {MOST_HEARD}")
+    last_step_k = history.steps[-1].k if history.steps else -1
+    last_k, heard, missed = last_step_k, list[bytes](), list[bytes]()
+    for _ in range(count):
+        message = wire.decode_from_bridge(_binary(await call.connection.recv()), call.layout)
+        if not isinstance(message, wire.Audio) or len(message.pcm) != 2 * info.frame_samples:
+            raise wire.WireError("after a history come the caller's frames")
+        (heard if message.k <= last_step_k else missed).append(message.pcm)
+        last_k = max(last_k, message.k)
+
+    def sound(frames: list[bytes]) -> npt.NDArray[np.float32]:
+        return from_s16le(b"".join(frames)).reshape(-1, info.frame_samples)
+
+    def codes(rows: list[tuple[int | None, ...]], codebooks: int) -> npt.NDArray[np.int64]:
+        known = [[-1 if code is None else code for code in row] for row in rows]
+        return np.array(known, np.int64).reshape(-1, codebooks).T
+
+    steps = history.steps
+    return Past(
+        text=np.array([step.text for step in steps], np.int64),
+        agent_codes=codes([step.agent_codes for step in steps], info.generated_codebooks),
+        caller_codes=codes([step.caller_codes for step in steps], info.caller_codebooks),
+        caller_text=np.array([step.caller_text for step in steps], np.int64),
+        heard=sound(heard), missed=sound(missed)), last_k
 
 
 def _command(control: wire.Control) -> Command | Resampling:

@@ -14,7 +14,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +22,7 @@ import av
 import numpy as np
 
 from agent.evaluate.judging import Share, share_of, words_of
-from agent.evaluate.recogniser import sentences_of
+from agent.evaluate.recogniser import Recogniser, sentences_of
 from agent.evaluate.rows import QUIET_LINE
 from agent.train.acoustics import draw_condition, heard
 from agent.train.callers import Caller
@@ -250,27 +249,10 @@ def _lines(random: Random) -> list[str]:
     return [line for pair in zip(old, new, strict=True) for line in pair]
 
 
-def _recogniser(lines: Sequence[str]) -> Callable[[Samples], str]:
+def _recogniser(lines: Sequence[str]) -> Recogniser:
     """One that knows these lines, each as a whole."""
-    pocketsphinx: Any = import_module("pocketsphinx")
-    model = Path(str(pocketsphinx.get_model_path())) / "en-us"
-    decoder = pocketsphinx.Decoder(hmm=str(model / "en-us"), dict=str(model / "cmudict-en-us.dict"), lm=None,
-                                   cmn="batch", beam=1e-54, wbeam=1e-34, pbeam=1e-54, loglevel="FATAL")
     choices = " | ".join(" ".join(words_of(line)) for line in lines)
-    decoder.add_jsgf_string("lines", f"#JSGF V1.0;\ngrammar lines;\npublic <said> = {choices};")
-    decoder.activate_search("lines")
-
-    def recognise(sound: Samples) -> str:
-        narrow = np.interp(np.arange(0, sound.size, 1.5), np.arange(sound.size), sound)
-        narrow = np.concatenate([np.zeros(4800), narrow, np.zeros(4800)])
-        noisy = narrow + 5e-3 * np.random.default_rng(0).standard_normal(narrow.size)
-        decoder.start_utt()
-        decoder.process_raw((noisy.clip(-1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
-        decoder.end_utt()
-        found = decoder.hyp()
-        return str(found.hypstr) if found else ""
-
-    return recognise
+    return Recogniser.of(f"#JSGF V1.0;\ngrammar lines;\npublic <said> = {choices};")
 
 
 @dataclass(frozen=True)

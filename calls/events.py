@@ -61,6 +61,19 @@ class CallLeased:
 
 
 @dataclass(frozen=True)
+class CallMoved:
+    """The call went on at another worker, with the memory of its last `steps` steps."""
+
+    worker_before: str
+    worker: str
+    why: str  # how the one before was lost
+    steps: int
+    seconds: float  # without a worker
+    k: int  # the last frame before it
+    kind: Literal["moved"] = "moved"
+
+
+@dataclass(frozen=True)
 class CallAnswered:
     """The call's clock starts: frame k begins k * 80 ms after this event's time."""
 
@@ -167,8 +180,8 @@ class CallEnded:
     kind: Literal["ended"] = "ended"
 
 
-Event = (CallReceived | CallLeased | CallAnswered | UtteranceSpoken | CallMeasured | ControlTaken | CallEnded
-         | RecordingKept)
+Event = (CallReceived | CallLeased | CallMoved | CallAnswered | UtteranceSpoken | CallMeasured | ControlTaken
+         | CallEnded | RecordingKept)
 
 
 class Series(NamedTuple):

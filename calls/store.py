@@ -47,6 +47,7 @@ from calls.events import (
     CallEnded,
     CallLeased,
     CallMeasured,
+    CallMoved,
     CallReceived,
     ControlTaken,
     Envelope,
@@ -56,7 +57,7 @@ from calls.events import (
     UtteranceSpoken,
     Word,
 )
-from calls.tables import Call, CallControl, CallMeasure, EventWatermark, Recording, Utterance, Version
+from calls.tables import Call, CallControl, CallMeasure, EventWatermark, Move, Recording, Utterance, Version
 from calls.tables import Word as WordTable
 
 ANSWER_S = 30.0  # longest wait for one transaction
@@ -154,6 +155,19 @@ class ControlRow:
 
 
 @dataclass(frozen=True)
+class MoveRow:
+    """A call went on at another worker after frame k, with the memory of `steps` steps."""
+
+    at: datetime
+    worker_before: str
+    worker: str
+    why: str
+    steps: int
+    seconds: float
+    k: int
+
+
+@dataclass(frozen=True)
 class Match:
     """An utterance that a search found, and when its call was received."""
 
@@ -217,6 +231,7 @@ class Store:
             await _write_utterances(connection, envelopes)
             await _write_measures(connection, envelopes)
             await _write_controls(connection, envelopes)
+            await _write_moves(connection, envelopes)
             await _write_recordings(connection, envelopes)
             return await _advance_watermarks(connection, arrived, floors or {})
 
@@ -263,6 +278,13 @@ class Store:
                  .where(CallControl.call_id == clean(call)).order_by(CallControl.first_k, CallControl.accepted_at))
         async with self.transaction() as connection:
             return tuple(ControlRow(*row) for row in await connection.execute(query))
+
+    async def moves(self, call: str) -> tuple[MoveRow, ...]:
+        """How a call went from worker to worker, in its order."""
+        query = (select(*(getattr(Move, name) for name in MoveRow.__dataclass_fields__))
+                 .where(Move.call_id == clean(call)).order_by(Move.fence))
+        async with self.transaction() as connection:
+            return tuple(MoveRow(*row) for row in await connection.execute(query))
 
     async def measures(self, call: str) -> dict[str, Measure]:
         """What was measured of a call, by its name."""
@@ -406,6 +428,16 @@ async def _write_controls(connection: AsyncConnection, envelopes: Iterable[Envel
     await _write_newest(connection, CallControl, (CallControl.call_id, CallControl.id), values)
 
 
+async def _write_moves(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    """Each has a fence of its own, under which it happens once."""
+    moves = {(clean(each.call), each.fence): each for each in envelopes if isinstance(each.event, CallMoved)}
+    values = [{"call_id": call, "fence": fence, "at": each.at, "worker_before": clean(event.worker_before),
+               "worker": clean(event.worker), "why": clean(event.why), "steps": event.steps, "seconds": event.seconds,
+               "k": event.k, "version": _version(each)}
+              for (call, fence), each in sorted(moves.items()) if isinstance(event := each.event, CallMoved)]
+    await _write_newest(connection, Move, (Move.call_id, Move.fence), values)
+
+
 async def _write_recordings(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
     values = [{"call_id": call, "kept_at": each.at, "url": clean(event.url), "codec": event.codec,
                "seconds": event.seconds, "bytes": event.bytes, "lost_s": event.lost_s, "paused_s": event.paused_s,
@@ -426,7 +458,7 @@ def _newest(envelopes: Iterable[Envelope], kind: type) -> list[tuple[str, Envelo
     return sorted(newest.items(), key=lambda item: item[0])
 
 
-async def _write_newest(connection: AsyncConnection, table: type[CallMeasure | CallControl | Recording],
+async def _write_newest(connection: AsyncConnection, table: type[CallMeasure | CallControl | Move | Recording],
                         key: Sequence[Any], values: Sequence[Mapping[str, Any]]) -> None:
     """Rows that a row of a newer version isn't there for."""
     if not values:

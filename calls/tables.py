@@ -165,6 +165,25 @@ class CallControl(Base):
     __table_args__ = (CheckConstraint("first_k >= 0 AND k >= first_k", name="controls_frames"),)
 
 
+class Move(Base):
+    """A call went on at another worker; one row for each lease that it moved to."""
+
+    __tablename__ = "moves"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    worker_before: Mapped[str]
+    worker: Mapped[str]
+    why: Mapped[str]
+    steps: Mapped[int]
+    seconds: Mapped[float]
+    k: Mapped[int]
+    version: Mapped[list[int]] = mapped_column(Version)
+
+    __table_args__ = (CheckConstraint("steps >= 0 AND seconds >= 0", name="moves_sizes"),)
+
+
 class Recording(Base):
     """A call's sound, two channels on the call's clock: heard on the left, said on the right."""
 

@@ -26,6 +26,7 @@ class CallControls:
         self._send, self._emit, self._now, self._own = send, emit, now, own
         self._given: dict[str, tuple[Control, list[Reply]]] = {}  # with the worker
         self._results: OrderedDict[str, Result] = OrderedDict()
+        self._hold: Control | None = None  # that the worker carries out just now
         self._over = False
 
     async def take(self, control: Control, reply: Reply, *, talking: bool) -> None:
@@ -47,8 +48,23 @@ class CallControls:
         elif not await self._send(_for_worker(control)):
             self._finish(control.id, "refused", why="the worker is lost")
 
+    async def moved(self) -> None:
+        """Another worker has the call: it holds as the one before did, and takes what has no result yet; a line that
+        was being said is begun again."""
+        if self._hold is not None:
+            await self._send(_for_worker(self._hold))
+        for control, _ in list(self._given.values()):
+            if control.action not in self._own and not await self._send(_for_worker(control)):
+                self._finish(control.id, "refused", why="the worker is lost")
+
     def came(self, outcome: wire.Outcome) -> None:
         """The worker says what became of one; what it says of others is ignored."""
+        if outcome.id in self._given:
+            control = self._given[outcome.id][0]
+            if control.action == "hold" and outcome.outcome == "held":
+                self._hold = control
+            elif outcome.outcome in ("released", "spoke"):
+                self._hold = None
         self._finish(outcome.id, outcome.outcome, outcome.first_k, outcome.k, outcome.why)
 
     def end(self) -> None:

@@ -14,9 +14,9 @@ A transport makes a Session when a call comes in, and then, in one task:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +30,7 @@ from calls.events import (
     CallEnded,
     CallLeased,
     CallMeasured,
+    CallMoved,
     CallReceived,
     EndReason,
     Envelope,
@@ -37,7 +38,7 @@ from calls.events import (
     Speaker,
     UtteranceSpoken,
 )
-from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnavailable
+from calls.routing import Refusal
 from calls.rules import Rule, RuleBook
 from calls.state import IllegalTransition, Signal, State, advance
 from media.audio import CHUNK_S, SAMPLE_RATE
@@ -48,17 +49,19 @@ from media.tape import Keeps, Tape
 from media.token_log import TokenLog, token_log_path
 from media.turns import counted
 from media.utterances import Utterances
-from media.worker_link import WorkerLink, WorkerLost
+from media.worker_hold import Leases, WorkerHold
+from media.worker_link import Moved, WorkerLink, WorkerLost
 
 log = logging.getLogger(__name__)
 
-CONNECT_ATTEMPTS = 2  # leases tried when a worker turns out to be gone
 DRAIN_S = 2.0  # at an end from our side: for the agent's last words to be heard
 LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
 LAST_WORDS_S = 1.0  # for the worker's last word at any end
-RETRY_RENEWAL_S = 0.5  # while Redis is away
 LAST_RENEWAL_S = 5.0  # for one that runs when the call ends
 MEASURED_EVERY_S = 10.0  # between two events that tell what is measured
+WARM_UP_FRAMES = 50  # of the caller's sound, after which Mimi's codes are the same again (docs/decisions/moving.md)
+FRAMES_KEPT = WARM_UP_FRAMES + 150  # and of what is said while a call moves
+CANT_MOVE = ("lease_lost", "protocol")  # another bridge has the call, or we are at fault
 ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
 
 Side = Literal["local", "remote"]
@@ -68,16 +71,6 @@ class Overloaded(Refusal):
     """This bridge takes no new calls."""
 
     reason: ClassVar[EndReason] = EndReason.OVERLOADED
-
-
-class Leases(Protocol):
-    """What a session needs of calls.routing.Router."""
-
-    async def acquire(self, call: str, model: str, *, fence_above: int = 0) -> Lease: ...
-    async def renew(self, lease: Lease) -> Lease: ...
-    async def release(self, lease: Lease) -> None: ...
-    async def avoid(self, lease: Lease) -> None: ...
-    def token(self, lease: Lease) -> str: ...
 
 
 class Events(Protocol):
@@ -115,7 +108,6 @@ class Session:
         self.call = call
         self.model = model
         self.state = State.RINGING
-        self._leases = leases
         self._events = events
         self._settings = settings
         self._tape = Tape(recordings if settings.records else None)
@@ -125,13 +117,12 @@ class Session:
         self._over = asyncio.Event()
         self._why: _Why | None = None
         self._ended_at: datetime | None = None
-        self._lease: Lease | None = None
         self._fence = 0  # of our events: the lease's, once a worker is ready
-        self._link: WorkerLink | None = None
+        self._worker = WorkerHold(call, model, leases, settings.lease_s, self._over)
+        self._heard: deque[tuple[int, bytes]] = deque(maxlen=FRAMES_KEPT)  # the caller's last ones, for a move
         self._worker_lost = False
         self._listener: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
-        self._opening: asyncio.Task[WorkerLink] | None = None
         self._beside: list[asyncio.Task[None]] = []  # what runs beside the listener
         self._renewing: asyncio.Task[None] | None = None
         self._crossing: Crossing | None = None
@@ -178,12 +169,13 @@ class Session:
 
     def answered(self, codec: str) -> Crossing:
         """The caller is answered: what the transport's clock thread talks to from now on."""
-        assert self._link is not None
+        link = self._worker.link
+        assert link is not None
         self.state = advance(self.state, Signal.ANSWERED)
         self._codec = codec
         self._tape.record(self._settings.data_dir, self.call, self._fence)
-        self._crossing = Crossing(self._loop, self._frames_waiting.set, self._link.boundary_at)
-        self._beside.append(self._spawn(self._pump(self._crossing, self._link)))
+        self._crossing = Crossing(self._loop, self._frames_waiting.set, link.boundary_at)
+        self._beside.append(self._spawn(self._pump(self._crossing)))
         return self._crossing
 
     def hung_up(self, reason: EndReason = EndReason.CALLER_HUNG_UP, detail: str = "") -> None:
@@ -234,68 +226,21 @@ class Session:
     # getting ready
 
     async def _get_worker(self) -> None:
-        fence = 0
-        for attempt in range(1, CONNECT_ATTEMPTS + 1):
-            lease = self._lease = await self._leases.acquire(self.call, self.model, fence_above=fence)
-            fence = lease.fence
-            if self.state is State.ENDED:
-                return
-            try:
-                self._opening = asyncio.create_task(
-                    WorkerLink.open(lease.url, self.call, self._leases.token(lease)))
-                link = await self._opening
-            except WorkerLost as lost:
-                log.warning("call %s: worker %s: %s: %s", self.call, lease.worker, lost.code, lost)
-                if lost.code == "unreachable":  # the next one may get another, and this one too
-                    with contextlib.suppress(RoutingUnavailable):
-                        await self._leases.avoid(lease)
-                if attempt < CONNECT_ATTEMPTS:
-                    continue
-                if lost.code == "busy":
-                    raise Busy(f"worker {lease.worker}: {lost}") from None
-                raise NoWorker(f"worker {lease.worker}: {lost}") from None
-            self._take_link(lease, link)
-            return
-
-    def _take_link(self, lease: Lease, link: WorkerLink) -> None:
-        self._link = link
-        if self.state is State.ENDED:
+        await self._worker.get()
+        link, lease = self._worker.link, self._worker.lease
+        if link is None or lease is None or self.state is State.ENDED:
             return
         self.state = advance(self.state, Signal.WORKER_READY)
         self._fence = lease.fence
         self._utterances = Utterances(link.ready.largest_delay)
         self._token_log = TokenLog(link.ready.layout, self._settings.kept_steps)
-        self._listener = self._spawn(self._listen(link))
-        self._renewing = self._spawn(self._keep_lease(lease))
+        self._listener = self._spawn(self._listen())
+        self._renewing = self._spawn(self._worker.keep(lambda why: self.end(EndReason.FAILED, why)))
         self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
-
-    async def _keep_lease(self, lease: Lease) -> None:
-        """Renew at a third of the lease's length, until the call is over. Redis may be away as long as the lease is
-        valid."""
-        lease_s = self._settings.lease_s
-        valid_until = self._loop.time() + lease_s
-        pause_s = lease_s / 3
-        while not await _happens(self._over, pause_s):  # not ended by cancelling, which redis-py may swallow
-            asked_at = self._loop.time()
-            try:
-                lease = self._lease = await self._leases.renew(lease)
-            except LeaseLost as lost:
-                self.end(EndReason.FAILED, f"lease lost: {lost}")
-                return
-            except RoutingUnavailable as away:
-                if pause_s != RETRY_RENEWAL_S:
-                    log.warning("call %s: the lease can't be renewed now: %s", self.call, away)
-                pause_s = RETRY_RENEWAL_S
-                if self._loop.time() >= valid_until:
-                    self.end(EndReason.FAILED, f"lease ran out: {away}")
-                    return
-            else:
-                valid_until = asked_at + lease_s
-                pause_s = lease_s / 3
 
     # while it talks
 
-    async def _pump(self, crossing: Crossing, link: WorkerLink) -> None:
+    async def _pump(self, crossing: Crossing) -> None:
         """The caller's frames to the worker; with each, what has been heard by now becomes events."""
         while True:
             await self._frames_waiting.wait()
@@ -304,6 +249,9 @@ class Session:
             for frame in crossing.take():
                 self._concealed += frame.silent_chunks if frame.k else 0  # those before the answer are none
                 if self.state is State.TALKING:
+                    self._heard.append((frame.k, frame.pcm))
+                    if (link := self._worker.link) is None:  # it moves: the frame is in what it brings along, or missed
+                        continue
                     self._latency.received(frame.k, frame.received_at)
                     link.send_frame(frame.k, frame.pcm)
                     self._last_sent_k = frame.k
@@ -327,7 +275,8 @@ class Session:
             self._beside.append(self._spawn(carry_out()))
 
     async def _send_control(self, control: wire.Control) -> bool:
-        return self._link is not None and await self._link.send_control(control)
+        link = self._worker.link
+        return link is not None and await link.send_control(control)
 
     def _hang_up(self, control: Control) -> str:
         self.end(EndReason.OPERATOR_HUNG_UP, control.by)
@@ -362,31 +311,67 @@ class Session:
             self._latency.heard(frame.k, crossing.began.monotonic_s + frame.sample / SAMPLE_RATE)
         self._emit_all(self._utterances.advance(heard, crossing.ticks * CHUNK_S))
 
-    async def _listen(self, link: WorkerLink) -> None:
-        """The worker's frames to the playout, its steps to the token log, its words to the utterances."""
+    async def _listen(self) -> None:
+        """What the worker says, until the call is over: where the worker is lost, by another one."""
+        while (link := self._worker.link) is not None:
+            try:
+                await self._take_from(link)
+                return
+            except WorkerLost as lost:
+                log.warning("call %s: lost its worker: %s: %s", self.call, lost.code, lost)
+                if self.state is State.TALKING and lost.code not in CANT_MOVE and await self._move(lost):
+                    continue
+                self._worker_lost = True
+                if self.state is not State.ENDED:
+                    why = _Why(EndReason.WORKER_LOST, "local", f"{lost.code}: {lost}")
+                    self._signal(Signal.WORKER_LOST, why)
+                return
+
+    async def _take_from(self, link: WorkerLink) -> None:
+        """Its frames to the playout, its steps to the token log, its words to the utterances. Raises WorkerLost."""
         assert self._utterances is not None
         assert self._token_log is not None
-        try:
-            async for message in link.messages():
-                match message:
-                    case wire.Audio(k, pcm):
-                        self._last_back_k = max(k, self._last_back_k)
-                        self._latency.back(k, self._loop.time())
-                        if self._crossing is not None:
-                            self._crossing.push(k, pcm)
-                    case wire.Step():
-                        self._token_log.add(message)
-                        self._latency.stepped(message.k, message.us_waited / 1e6, message.us_in_step / 1e6)
-                    case wire.Text():
-                        self._emit_all(self._utterances.take(message))
-                    case wire.Outcome():
-                        self._controls.came(message)
-        except WorkerLost as lost:
-            self._worker_lost = True
-            log.warning("call %s: lost its worker: %s: %s", self.call, lost.code, lost)
-            if self.state is not State.ENDED:
-                why = _Why(EndReason.WORKER_LOST, "local", f"{lost.code}: {lost}")
-                self._signal(Signal.WORKER_LOST, why)
+        async for message in link.messages():
+            match message:
+                case wire.Audio(k, pcm):
+                    self._last_back_k = max(k, self._last_back_k)
+                    self._latency.back(k, self._loop.time())
+                    if self._crossing is not None:
+                        self._crossing.push(k, pcm)
+                case wire.Step():
+                    self._token_log.add(message)
+                    self._latency.stepped(message.k, message.us_waited / 1e6, message.us_in_step / 1e6)
+                case wire.Text():
+                    self._emit_all(self._utterances.take(message))
+                case wire.Outcome():
+                    self._controls.came(message)
+
+    async def _move(self, lost: WorkerLost) -> bool:
+        """Go on at another worker, with what the caller has heard by now; False where there is none."""
+        assert self._token_log is not None
+        began, before = self._loop.time(), self._worker.lease
+        if self._crossing is not None:
+            self._note_heard(self._crossing)
+        token_log = self._token_log
+        token_log.forget_unheard()
+        steps = token_log.steps()
+        first_k = (steps[-1].k if steps else 0) - WARM_UP_FRAMES
+
+        def brought() -> Moved:
+            return Moved(token_log.layout, steps, tuple(frame for frame in self._heard if frame[0] > first_k))
+
+        if not await self._worker.move(brought) or self.state is not State.TALKING:
+            return False
+        lease, self._last_back_k = self._worker.lease, self._last_sent_k
+        assert lease is not None
+        self._fence = lease.fence
+        took_s = self._loop.time() - began
+        log.info("call %s goes on at worker %s after %.2f s", self.call, lease.worker, took_s)
+        self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
+        self._emit(CallMoved(before.worker if before else "", lease.worker, lost.code, len(steps),
+                             round(took_s, 3), self._last_sent_k))
+        await self._controls.moved()
+        return True
 
     # its end
 
@@ -449,36 +434,34 @@ class Session:
         self._emit(self._ended(sip_status), self._ended_at)
         if self._renewing is not None:
             await asyncio.wait((self._renewing,), timeout=LAST_RENEWAL_S)
-        if self._lease is not None:
-            with contextlib.suppress(RoutingUnavailable):  # then it runs out
-                await self._leases.release(self._lease)
+        await self._worker.release()
         await self._write_token_log()
         await self._tape.keep()
 
     async def _leave_worker(self) -> None:
         if self._preparing is not None:
-            if self._opening is not None:
-                self._opening.cancel()  # has no effect on one that is done
+            self._worker.give_up()
             await asyncio.gather(self._preparing, return_exceptions=True)
-        if self._link is None:
-            return
+        link = self._worker.link
         if self._listener is not None and not self._worker_lost:
-            await self._link.finish()
+            if link is not None:
+                await link.finish()
             await asyncio.wait((self._listener,), timeout=LAST_WORDS_S)
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
-        await self._link.close()
+        if (link := self._worker.link) is not None:
+            await link.close()
 
     def _ended(self, sip_status: int | None) -> CallEnded:
         assert self._why is not None
-        crossing, link = self._crossing, self._link
+        crossing = self._crossing
         if crossing is None:
             return CallEnded(self._why.reason, self._why.side, sip_status, self._why.detail, 0, 0, 0, 0)
         owed = max(0, self._last_sent_k - self._last_back_k - ON_THEIR_WAY)
         counts = crossing.counts
         return CallEnded(
             self._why.reason, self._why.side, sip_status, self._why.detail, frames=crossing.frames_made,
-            frames_dropped=crossing.dropped + (link.frames_dropped if link else 0),
+            frames_dropped=crossing.dropped + self._worker.frames_dropped,
             frames_missing=counts.missing + owed, underruns=counts.underruns)
 
     async def _write_token_log(self) -> None:
@@ -503,15 +486,6 @@ class Session:
 
 def _unless(recorded: bool) -> str:
     return "" if recorded else "the call isn't recorded"
-
-
-async def _happens(event: asyncio.Event, within_s: float) -> bool:
-    """Whether `event` is set before the time is over."""
-    try:
-        async with asyncio.timeout(within_s):
-            return await event.wait()
-    except TimeoutError:
-        return False
 
 
 async def _wait_until(condition: Callable[[], bool], timeout_s: float) -> None:

@@ -61,6 +61,10 @@ class TokenLog:
         while self._pending and self._pending[0][0] <= k:
             self._rows.append(self._pending.popleft())
 
+    def forget_unheard(self) -> None:
+        """What was on its way to the caller never arrives."""
+        self._pending.clear()
+
     def steps(self) -> tuple[wire.Step, ...]:
         """The steps that were heard, for a worker that has to rebuild the call."""
         return tuple(self.layout.unpack(row) for _, row in self._rows)

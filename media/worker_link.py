@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
@@ -29,6 +30,16 @@ class WorkerLost(Exception):
         self.code = code
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What a call that comes from another worker brings along: the steps that its caller heard, and the caller's last
+    frames, numbered: from those up to the last step a codec finds its way again, the later ones weren't heard yet."""
+
+    layout: wire.StepLayout
+    steps: tuple[wire.Step, ...]
+    heard: tuple[tuple[int, bytes], ...]
+
+
 class WorkerLink:
     """A connection that is ready, made by `WorkerLink.open`."""
 
@@ -47,8 +58,9 @@ class WorkerLink:
 
     @classmethod
     async def open(cls, url: str, call: str, token: str, *, sampling: wire.SamplingSettings | None = None,
-                   timeout_s: float = OPEN_TIMEOUT_S) -> WorkerLink:
-        """Connect to the worker at `url` and wait until it is ready; raises WorkerLost within `timeout_s`."""
+                   moved: Moved | None = None, timeout_s: float = OPEN_TIMEOUT_S) -> WorkerLink:
+        """Connect to the worker at `url` and wait until it is ready; raises WorkerLost within `timeout_s`. With `moved`
+        the worker is handed a call that has begun elsewhere."""
         connection: ClientConnection | None = None
         try:
             async with asyncio.timeout(timeout_s):
@@ -56,9 +68,14 @@ class WorkerLink:
                     url.rstrip("/") + wire.PATH, compression=None, max_size=wire.MAX_BYTES, proxy=None,
                     ping_interval=None, open_timeout=None, close_timeout=CLOSE_TIMEOUT_S,
                     user_agent_header=None, write_limit=WRITE_BUFFER_BYTES)
-                opening = wire.Open(call, token, sampling or wire.SamplingSettings())
+                opening = wire.Open(call, token, sampling or wire.SamplingSettings(), resume=moved is not None)
                 await connection.send(wire.encode(opening))
                 ready = _expect_ready(_decode(await connection.recv(), None))
+                if moved is not None and moved.layout == ready.layout:
+                    past = wire.History(moved.steps, {"heard": len(moved.heard)})
+                    await connection.send(wire.encode(past, ready.layout))
+                    for k, pcm in moved.heard:
+                        await connection.send(wire.encode(wire.Audio(k, pcm)))
         except TimeoutError:
             lost = WorkerLost("unreachable", f"{url} wasn't ready within {timeout_s:g} s")
         except (OSError, InvalidURI, WebSocketException) as error:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from calls.events import HOPS, TURNS, Measure
 from calls.settings import Settings
-from calls.store import CallRow, ControlRow, Store, StoreError, UtteranceRow
+from calls.store import CallRow, ControlRow, MoveRow, Store, StoreError, UtteranceRow
 from tandem.embedded import EmbeddedError, running_postgres
 from tandem.errors import UserError, told_in_one_line
 
@@ -49,16 +49,20 @@ async def _show(settings: Settings, call_id: str) -> None:
             print(f"recording {kept.url}  {kept.seconds:.1f} s  {kept.codec}  lost {kept.lost_s:g} s  "
                   f"paused {kept.paused_s:g} s")
         _print_measures(await store.measures(row.id))
-        _print_timeline(await store.utterances(row.id), await store.controls(row.id))
+        _print_timeline(await store.utterances(row.id), await store.controls(row.id), await store.moves(row.id))
 
 
-def _print_timeline(utterances: Iterable[UtteranceRow], controls: Iterable[ControlRow]) -> None:
-    """What was said and what operators did, in one order."""
+def _print_timeline(utterances: Iterable[UtteranceRow], controls: Iterable[ControlRow], moves: Iterable[MoveRow]
+                    ) -> None:
+    """What was said, what operators did and how the call moved, in one order."""
     lines = [(one.start_s or 0.0, one.end_s or 0.0, f"{one.speaker}: {one.text}") for one in utterances]
     for control in controls:
         what = f"{control.action}{' muted' if control.mute else ''}{f' {control.text!r}' if control.text else ''}"
         outcome = control.outcome + (f" ({control.why})" if control.why else "")
         lines.append((FRAME_S * control.first_k, FRAME_S * (control.k + 1), f"[{control.by}] {what}: {outcome}"))
+    lines += [(FRAME_S * move.k, FRAME_S * move.k + move.seconds,
+               f"[moved] {move.worker_before} ({move.why}) -> {move.worker}, {move.steps} steps remembered")
+              for move in moves]
     for start_s, end_s, text in sorted(lines):
         print(f"{start_s:8.2f} {end_s:8.2f}  {text}")
 

@@ -40,6 +40,8 @@ class FakeWorker:
     heard: dict[int, bytes] = field(default_factory=dict)  # the caller's frames
     said: dict[int, bytes] = field(default_factory=dict)
     steps: list[wire.Step] = field(default_factory=list)
+    deaf_to_controls: bool = False  # they come, and nothing becomes of them
+    histories: list[wire.History] = field(default_factory=list)  # of calls that came from elsewhere
     controls: list[str] = field(default_factory=list)  # the ids of those that came
     closes: list[wire.CloseReason] = field(default_factory=list)
     url: str = ""
@@ -93,7 +95,13 @@ class FakeWorker:
                         await asyncio.sleep(self.delay_s)
                         await self._answer(connection, k, before)
                     before = pcm
-                case wire.Control(id=control):
+                case wire.History() as history:
+                    self.histories.append(history)
+                    for _ in range(history.control_state["heard"]):
+                        frame = wire.decode_from_bridge(await connection.recv(), LAYOUT)
+                        assert isinstance(frame, wire.Audio)
+                        before = frame.pcm
+                case wire.Control(id=control) if not self.deaf_to_controls:
                     self.controls.append(control)
                     k = max(self.heard, default=0)
                     await connection.send(wire.encode(wire.Outcome(control, "held", k, k)))

@@ -108,6 +108,11 @@ class Recogniser:
     @classmethod
     def load(cls, domain: Domain) -> Recogniser:
         """Raises RecogniserError where pocketsphinx isn't installed, or lacks one of the domain's words."""
+        return cls.of(grammar_of(domain))
+
+    @classmethod
+    def of(cls, grammar: str) -> Recogniser:
+        """One that knows what this JSGF grammar lets say. Raises RecogniserError."""
         try:
             pocketsphinx: Any = import_module("pocketsphinx")
         except ModuleNotFoundError:
@@ -117,7 +122,6 @@ class Recogniser:
         decoder = pocketsphinx.Decoder(
             hmm=str(model / "en-us"), dict=str(model / "cmudict-en-us.dict"), lm=None, cmn="batch",
             **_BEAMS, loglevel="FATAL", logfn=os.devnull)
-        grammar = grammar_of(domain)
         words = set(re.findall(r"[a-z']+", re.sub(r"<\w+>|^.*;\n.*;\n", " ", grammar)))
         if unknown := sorted(word for word in words - {"public"} if decoder.lookup_word(word) is None):
             raise RecogniserError(f"the recogniser can't pronounce {', '.join(unknown)}")

@@ -68,6 +68,17 @@ class Generated(NamedTuple):
     codebook_spread: Tensor  # [B] float32: the deviation between the entropies of the agent's codebooks
 
 
+class History(NamedTuple):
+    """What T steps of one slot took and heard, each in the order of its steps."""
+
+    text: Tensor  # [T]
+    agent: Tensor  # [agent codebooks, T]
+    caller: Tensor  # [caller codebooks, T]
+
+    def __len__(self) -> int:
+        return self.text.shape[0]
+
+
 class GeneratorState:
     """What the language model remembers of each slot; the last slot is scratch."""
 
@@ -149,6 +160,37 @@ class Generator:
         if config.generated_codebooks > agent:
             codes = F.pad(codes, (0, config.generated_codebooks - agent), value=-1)
         return Generated(text, sampled_text, codes, aligned, self._pauses(x), entropy[:, 0], spread)
+
+    def rebuild(self, history: History, state: GeneratorState, slot: int) -> None:
+        """Bring a slot to where it would be after these steps, in one pass; positions count from the first."""
+        config, agent, count = self.config, self.config.agent_codebooks, len(history)
+        length = state.tokens.shape[2]
+        taken = torch.cat([history.text[None], history.agent])  # [1 + agent codebooks, T]
+        delays = config.delays[1 + agent:]
+        inputs = self._initial[:, None].repeat(1, count)
+        inputs[:1 + agent, 1:] = taken[:, :-1]
+        for codes, stream, delay in zip(history.caller, inputs[1 + agent:], delays, strict=True):
+            stream[delay:] = codes[:max(0, count - delay)]
+        steps = torch.arange(count, device=inputs.device)
+        inputs = torch.where(steps <= self._delays[:, None], self._initial[:, None], inputs)
+        self.model.transformer.prefill(self.model.embed(inputs.T), state.ring, slot)
+
+        ring, recent = state.tokens[slot], state.recent[slot]
+        ring.fill_(UNGENERATED)
+        for step in range(max(0, count - length), count):  # the latest last: a ring's places are used again
+            ring[:1 + agent, (step + 1) % length] = taken[:, step]
+            for stream, codes, delay in zip(ring[1 + agent:], history.caller, delays, strict=True):
+                stream[(step + delay) % length] = codes[step]
+        kept = torch.arange(max(0, count - SIGNS_WINDOW), count, device=inputs.device)
+        recent[:, kept % SIGNS_WINDOW] = taken[:, kept]
+
+    def aligned(self, history: History, last: int) -> Tensor:
+        """The agent's frames that the last `last` steps completed, as in Generated: codes [n, agent codebooks]."""
+        agent, largest = self.config.agent_codebooks, self.config.largest_delay
+        steps = torch.arange(max(largest, len(history) - last), len(history), device=history.text.device)
+        frames = [codes[steps - largest + delay]
+                  for codes, delay in zip(history.agent, self.config.delays[1:1 + agent], strict=True)]
+        return torch.stack(frames, dim=1) if frames else steps.new_zeros(len(steps), 0)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens [B, streams] -> [B, dim]. As LanguageModel.embed, for tokens that are all there."""

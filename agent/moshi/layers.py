@@ -183,6 +183,16 @@ class KVRing:
         return out.transpose(1, 2).flatten(2)
 
 
+    def fill(self, layer: int, slot: int, k: Tensor, v: Tensor) -> None:
+        """Write a sequence's keys and values [T, heads, head_dim] from position 0 on, as far as they are held."""
+        count = len(k)
+        first = max(0, count - self.length)
+        index = torch.arange(first, count, device=k.device) % self.length
+        page = self.pages[layer][self._host_table[slot]]
+        page[0, :, index] = k[first:].transpose(0, 1)
+        page[1, :, index] = v[first:].transpose(0, 1)
+
+
 @dataclass(frozen=True)
 class RingStep:
     """What `KVRing.begin` worked out for one step."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from agent.moshi.checkpoint import Model
-from agent.moshi.generate import Controls, Generated, Generator, GeneratorState
+from agent.moshi.config import PAD_TOKEN
+from agent.moshi.generate import Controls, Generated, Generator, GeneratorState, History
 from agent.moshi.layers import Rows
 
 
@@ -79,3 +80,27 @@ class Stages:
     def decode(self, slots: Sequence[int], fresh: Sequence[bool], codes: Tensor) -> Tensor:
         """Codes of one frame [bucket, codebooks] -> pcm [bucket, frame_samples]."""
         return self.model.mimi.decode_step(codes, self.decoder, self.decode_clock.rows(slots, fresh))
+
+    @torch.inference_mode()
+    def rebuild(self, slot: int, history: History, heard: Tensor, missed: Tensor, silence: Tensor, codebooks: int,
+                ) -> Tensor:
+        """Bring a slot to where it would be after the steps of `history`, of which `heard` [n, frame_samples] is the
+        caller's sound in the last ones, and after steps in which `missed` [m, frame_samples] is heard and the agent is
+        silent, by the codes `silence` [agent codebooks]. The language model takes one pass over all of them, the codec
+        goes through these sounds. Returns what was missed as codes [m, codebooks]. May run beside steps of other
+        slots."""
+        missed_codes = missed.new_zeros(len(missed), codebooks, dtype=torch.int64)
+        for at, pcm in enumerate([*heard, *missed]):
+            codes = self.encode([slot], [at == 0], pcm[None], codebooks)
+            if at >= len(heard):
+                missed_codes[at - len(heard)] = codes[0]
+        history = History(
+            torch.cat([history.text, history.text.new_full((len(missed),), PAD_TOKEN)]),
+            torch.cat([history.agent, silence[:, None].expand(-1, len(missed))], dim=1),
+            torch.cat([history.caller, missed_codes.T[:len(history.caller)]], dim=1))
+        self._generator.rebuild(history, self.generator, slot)
+        self.generate_clock.positions[slot] = len(history)
+        if len(history.agent):
+            for at, frame in enumerate(self._generator.aligned(history, len(heard) + len(missed))):
+                self.decode([slot], [at == 0], frame[None])
+        return missed_codes

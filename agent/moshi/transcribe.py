@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agent.moshi.checkpoint import CheckpointError, Model
-from agent.moshi.generate import Controls, Generator, GeneratorState
+from agent.moshi.generate import Controls, Generator, GeneratorState, History
 from agent.moshi.lm import LanguageModel
 from agent.moshi.stages import SlotClock, bucket_of
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
@@ -94,6 +94,14 @@ class Transcriber:
             self._controls[rows.size] = Controls.greedy(rows.size, 0, self.device)
         generated = self._generator.step(codes[:, :self.codebooks], self._controls[rows.size], self._state, rows)
         return Transcribed(generated.text, generated.pauses[..., PAUSE_CLASS])
+
+
+    @torch.inference_mode()
+    def rebuild(self, slot: int, text: Tensor, codes: Tensor) -> None:
+        """Bring a slot to where it would be after it wrote `text` [T] of these codes [codebooks, T]."""
+        history = History(text, codes.new_zeros(0, len(text)), codes)
+        self._generator.rebuild(history, self._state, slot)
+        self._clock.positions[slot] = len(text)
 
 
 @dataclass

@@ -51,15 +51,25 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """A whole sequence at once, from position 0: x [B, T, dim] -> [B, T, dim]."""
+        return self._whole(x, None, 0)
+
+    def prefill(self, x: Tensor, ring: KVRing, slot: int) -> None:
+        """As if the slot had gone step by step through x [T, dim], from position 0: its keys and values are in `ring`.
+        For stacks of one position a step."""
+        self._whole(x[None], ring, slot)
+
+    def _whole(self, x: Tensor, ring: KVRing | None, slot: int) -> Tensor:
         config = self.config
         rotation = None
         if config.max_period is not None:
             positions = torch.arange(x.shape[1], device=x.device)
             rotation = rotations(positions, config.dim // config.heads, config.max_period)[:, None]
-        for layer in self.weights():
+        for i, layer in enumerate(self.weights()):
             q, k, v = split_heads(linear(norm(x, layer.norm1, config), layer.attend_in), config.heads)
             if rotation is not None:
                 q, k = rotate(q, rotation), rotate(k, rotation)
+            if ring is not None:
+                ring.fill(i, slot, k[0], v[0])
             out = windowed_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), config.context)
             x = x + scaled(linear(out.transpose(1, 2).flatten(2), layer.attend_out), layer.scale1)
             x = x + scaled(feed_forward(norm(x, layer.norm2, config), layer), layer.scale2)

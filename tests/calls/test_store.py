@@ -22,6 +22,7 @@ from calls.events import (
     CallEnded,
     CallLeased,
     CallMeasured,
+    CallMoved,
     CallReceived,
     ControlTaken,
     EndReason,
@@ -34,7 +35,18 @@ from calls.events import (
     UtteranceSpoken,
     Word,
 )
-from calls.store import CallRow, ControlRow, DatabaseAway, RecordingRow, Refused, Store, StoreError, advance, upgrade
+from calls.store import (
+    CallRow,
+    ControlRow,
+    DatabaseAway,
+    MoveRow,
+    RecordingRow,
+    Refused,
+    Store,
+    StoreError,
+    advance,
+    upgrade,
+)
 from calls.tables import Base
 
 AT = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
@@ -326,3 +338,12 @@ async def test_what_was_wanted_of_a_call_is_kept_in_the_order_in_which_it_took_e
         ControlRow("a", "hold", "", True, "ann", AT, "held", 20, 23, ""),
         ControlRow("b", "hold", "", True, "ann", AT, "superseded", 30, 33, ""))
     assert await store.controls("other") == ()
+
+
+async def test_how_a_call_moved_is_kept_once_for_each_lease(store: Store) -> None:
+    first, second = CallMoved("w1", "w2", "closed", 300, 0.4, 310), CallMoved("w2", "w3", "draining", 600, 0.2, 620)
+    come = [envelope(RECEIVED, 1, fence=0), envelope(second, 2, fence=3), envelope(first, 2, fence=2)]
+    await store.apply(come)
+    await store.apply(come)
+    assert await store.moves("call") == (MoveRow(AT, "w1", "w2", "closed", 300, 0.4, 310),
+                                         MoveRow(AT, "w2", "w3", "draining", 600, 0.2, 620))

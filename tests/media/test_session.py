@@ -18,6 +18,7 @@ from calls.events import (
     CallEnded,
     CallLeased,
     CallMeasured,
+    CallMoved,
     CallReceived,
     ControlTaken,
     EndReason,
@@ -27,6 +28,7 @@ from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
 from calls.rules import Rule
 from calls.state import State
 from media import session as session_module
+from media import worker_hold
 from media.audio import CHUNK, CHUNK_BYTES, CHUNK_S, CHUNKS_PER_FRAME, FRAME_S
 from media.crossing import Crossing
 from media.recorder import RawRecording
@@ -305,9 +307,62 @@ async def test_draining_is_bounded_when_the_line_stands_still(
     assert bench.events.ended.reason is EndReason.SHUTDOWN
 
 
-async def test_a_lost_worker_ends_the_call_after_what_was_said(bench: Bench) -> None:
+async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 6)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        bench.worker.lose_all()
+        await until(lambda: other.opens)
+        assert other.opens[0].resume
+        assert other.opens[0].sampling.seed == bench.worker.opens[0].sampling.seed is not None
+        await until(lambda: other.histories)
+        [history] = other.histories
+        ks = [step.k for step in history.steps]
+        assert ks == list(range(len(ks)))
+        assert len(ks) >= 4, "all that the caller has heard"
+        assert history.control_state["heard"] == 6
+        bench.worker = other
+        while not other.heard:
+            transport.tick()
+            await asyncio.sleep(0.005)
+        assert min(other.heard) >= 6, "the call's clock goes on"
+        assert session.state is State.TALKING
+        session.hung_up()
+        await session.close(200)
+    moved = [event for event in bench.events.of(CallMoved) if isinstance(event, CallMoved)]
+    assert [(event.why, event.steps) for event in moved] == [("closed", len(ks))]
+    assert len(bench.events.of(CallLeased)) == 2
+    assert bench.events.ended.reason is EndReason.CALLER_HUNG_UP
+    assert not bench.leases.held
+
+
+async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
     session, transport = await bench.talking()
     await bench.frames(transport, 3)
+    results: list[Result] = []
+    await session.control(Control("call-1", "hold", id="hold"), results.append)
+    await until(lambda: results)
+    bench.worker.deaf_to_controls = True
+    await session.control(Control("call-1", "say", "hello", id="say"), results.append)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        bench.worker.lose_all()
+        await until(lambda: len(other.controls) == 2)
+        assert other.controls == ["hold", "say"]
+        await until(lambda: len(results) == 2)
+        session.hung_up()
+        await session.close(200)
+    assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "held")]
+
+
+async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_hold, "MOVE_WITHIN_S", 0.2)
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    bench.leases.refusal = NoWorker("no worker offers fake")
     bench.worker.lose_all()
     await until(lambda: session.state is State.DRAINING)
     transport.tick(20)
@@ -315,6 +370,19 @@ async def test_a_lost_worker_ends_the_call_after_what_was_said(bench: Bench) -> 
     await session.close(200)
     assert bench.events.ended.reason is EndReason.WORKER_LOST
     assert "closed" in bench.events.ended.detail
+
+
+async def test_a_caller_who_hangs_up_while_their_call_moves_waits_for_nobody(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    bench.leases.refusal = NoWorker("no worker offers fake")
+    bench.worker.lose_all()
+    await asyncio.sleep(0.1)
+    assert session.state is State.TALKING
+    session.hung_up()
+    async with asyncio.timeout(3):
+        await session.close(200)
+    assert bench.events.ended.reason is EndReason.CALLER_HUNG_UP
 
 
 async def test_a_worker_that_is_lost_before_the_answer_ends_the_call(bench: Bench) -> None:
@@ -352,7 +420,7 @@ async def test_a_lost_lease_ends_the_call(bench: Bench) -> None:
 async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(session_module, "RETRY_RENEWAL_S", 0.01)
+    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
     bench.lease_s = 0.6
     bench.leases.renewal = RoutingUnavailable("Redis is away")
     session, transport = await bench.talking()
@@ -365,7 +433,7 @@ async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_leas
 
 
 async def test_a_call_whose_lease_has_run_out_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "RETRY_RENEWAL_S", 0.01)
+    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
     bench.lease_s = 0.1
     bench.leases.renewal = RoutingUnavailable("Redis is away")
     session, transport = await bench.talking()

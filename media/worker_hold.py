@@ -1,0 +1,187 @@
+"""The worker that a call has: leased and connected while it rings, renewed while it talks, another one when it is lost.
+
+    get ──▶ link ──lost──▶ move ──▶ link …        keep: the lease, all the while
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from calls import wire
+from calls.routing import Busy, Lease, LeaseLost, NoWorker, Refusal, RoutingUnavailable
+from media.worker_link import Moved, WorkerLink, WorkerLost
+
+log = logging.getLogger(__name__)
+
+CONNECT_ATTEMPTS = 2  # leases tried when a worker turns out to be gone
+MOVE_WITHIN_S = 15.0  # for a call whose worker is lost; a worker of its own machine may have to start again
+MOVE_PAUSE_S = (0.05, 0.5)  # first and longest between two tries
+RETRY_RENEWAL_S = 0.5  # while Redis is away
+
+
+class Leases(Protocol):
+    """What a call needs of calls.routing.Router."""
+
+    async def acquire(self, call: str, model: str, *, fence_above: int = 0) -> Lease: ...
+    async def renew(self, lease: Lease) -> Lease: ...
+    async def release(self, lease: Lease) -> None: ...
+    async def avoid(self, lease: Lease) -> None: ...
+    def token(self, lease: Lease) -> str: ...
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A lease, and until when it is valid by the loop's clock."""
+
+    lease: Lease
+    until: float
+
+
+class WorkerHold:
+    """One call's. `over` is set when the call has ended: then nothing is tried any more."""
+
+    def __init__(self, call: str, model: str, leases: Leases, lease_s: float, over: asyncio.Event) -> None:
+        self.link: WorkerLink | None = None
+        self.moving = False
+        # the bridge draws the seed, so that a call that moves goes on drawing as it did
+        self.sampling = wire.SamplingSettings(seed=secrets.randbits(63))
+        self._call, self._model, self._leases, self._lease_s, self._over = call, model, leases, lease_s, over
+        self._loop = asyncio.get_running_loop()
+        self._kept: _Kept | None = None
+        self._opening: asyncio.Task[WorkerLink] | None = None
+        self._dropped = 0  # by links that are gone
+
+    @property
+    def lease(self) -> Lease | None:
+        return self._kept.lease if self._kept is not None else None
+
+    @property
+    def fence(self) -> int:
+        return self._kept.lease.fence if self._kept is not None else 0
+
+    @property
+    def frames_dropped(self) -> int:
+        return self._dropped + (self.link.frames_dropped if self.link is not None else 0)
+
+    async def get(self) -> None:
+        """A slot and its worker: `link` is there afterwards, unless the call has ended. Raises a Refusal."""
+        for attempt in range(1, CONNECT_ATTEMPTS + 1):
+            lease = await self._acquire()
+            if self._over.is_set():
+                return
+            try:
+                self.link = await self._open(lease, None)
+            except WorkerLost as lost:
+                await self._note(lease, lost)
+                if attempt < CONNECT_ATTEMPTS:
+                    continue
+                if lost.code == "busy":
+                    raise Busy(f"worker {lease.worker}: {lost}") from None
+                raise NoWorker(f"worker {lease.worker}: {lost}") from None
+            return
+
+    async def move(self, brought: Callable[[], Moved]) -> bool:
+        """The worker is lost: another one, or the same again, that is handed what the call brings along by then. False
+        when there is none within MOVE_WITHIN_S, or when the call ends meanwhile."""
+        before, self.link = self.link, None
+        if before is not None:
+            self._dropped += before.frames_dropped
+            await before.close()
+        self.moving = True
+        try:
+            return await self._move(brought)
+        finally:
+            self.moving = False
+
+    async def _move(self, brought: Callable[[], Moved]) -> bool:
+        deadline, pause_s = self._loop.time() + MOVE_WITHIN_S, MOVE_PAUSE_S[0]
+        while not self._over.is_set() and self._loop.time() < deadline:
+            try:
+                lease = await self._acquire()
+                moved = brought()
+                link = await self._open(lease, moved)
+            except Refusal as refusal:
+                log.info("call %s: no worker to move to yet: %s", self._call, refusal)
+            except WorkerLost as lost:
+                await self._note(lease, lost)
+            else:
+                if link.ready.layout == moved.layout:
+                    self.link = link
+                    return True
+                log.error("call %s can't move: worker %s has another model of the name", self._call, lease.worker)
+                await link.close()
+                return False
+            if await happens(self._over, pause_s):
+                break
+            pause_s = min(2 * pause_s, MOVE_PAUSE_S[1])
+        return False
+
+    async def keep(self, lost: Callable[[str], None]) -> None:
+        """Renew the lease at a third of its length, until the call is over. Redis may be away as long as the lease is
+        valid; then `lost` is told why there is none any more."""
+        pause_s, failing = self._lease_s / 3, False
+        while not await happens(self._over, pause_s):  # not ended by cancelling, which redis-py may swallow
+            pause_s = self._lease_s / 3
+            if self.moving or self._kept is None:
+                continue
+            kept, asked_at = self._kept, self._loop.time()
+            try:
+                lease = await self._leases.renew(kept.lease)
+            except LeaseLost as why:
+                if self._kept is kept and not self.moving:
+                    lost(f"lease lost: {why}")
+                    return
+            except RoutingUnavailable as away:
+                if not failing:
+                    log.warning("call %s: the lease can't be renewed now: %s", self._call, away)
+                pause_s, failing = RETRY_RENEWAL_S, True
+                if self._kept is kept and self._loop.time() >= kept.until:
+                    lost(f"lease ran out: {away}")
+                    return
+            else:
+                failing = False
+                if self._kept is kept:
+                    self._kept = _Kept(lease, asked_at + self._lease_s)
+
+    def give_up(self) -> None:
+        """Nobody waits any more for a worker that is being connected."""
+        if self._opening is not None:
+            self._opening.cancel()  # has no effect on one that is done
+
+    async def release(self) -> None:
+        """The call is over."""
+        if self._kept is not None:
+            with contextlib.suppress(RoutingUnavailable):  # then it runs out
+                await self._leases.release(self._kept.lease)
+
+    async def _acquire(self) -> Lease:
+        asked_at = self._loop.time()
+        lease = await self._leases.acquire(self._call, self._model, fence_above=self.fence)
+        self._kept = _Kept(lease, asked_at + self._lease_s)
+        return lease
+
+    async def _open(self, lease: Lease, moved: Moved | None) -> WorkerLink:
+        self._opening = asyncio.create_task(WorkerLink.open(
+            lease.url, self._call, self._leases.token(lease), sampling=self.sampling, moved=moved))
+        return await self._opening
+
+    async def _note(self, lease: Lease, lost: WorkerLost) -> None:
+        log.warning("call %s: worker %s: %s: %s", self._call, lease.worker, lost.code, lost)
+        if lost.code == "unreachable":  # the next try may get another, and the next call too
+            with contextlib.suppress(RoutingUnavailable):
+                await self._leases.avoid(lease)
+
+
+async def happens(event: asyncio.Event, within_s: float) -> bool:
+    """Whether `event` is set before the time is over."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await event.wait()
+    except TimeoutError:
+        return False
