@@ -1,0 +1,106 @@
+"""A worker is killed in the middle of a call with nano: the call goes on at another, and remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from redis.asyncio import Redis
+from served import Served, serving
+
+from calls.connect import as_text, open_redis
+from calls.controls import Control, Controls
+from calls.store import Store
+from sip.phone import phone
+from tandem.embedded import running_postgres, running_redis
+
+GREETED_S = 6.0
+SECONDS = 24.0
+
+
+@contextlib.contextmanager
+def another_worker(served: Served) -> Iterator[int]:
+    """A second worker beside a Tandem's own; its process."""
+    data = served.folder / "data"
+    environment = {**served.environment, "TANDEM_REDIS_URL": running_redis(data),
+                   "TANDEM_SECRET": (data / "secret").read_text()}
+    process = subprocess.Popen([sys.executable, "-m", "tandem", "worker"], cwd=served.folder, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while served.health()["workers"] != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
+
+
+def _workers(served: Served, other: int) -> list[int]:
+    own = [child.pid for child in psutil.Process(served.process.pid).children(recursive=True)
+           if "worker" in child.cmdline()]
+    return [*own, other]
+
+
+async def _running(redis: Redis) -> str:
+    async with asyncio.timeout(20):
+        while True:
+            async for key in redis.scan_iter("tandem:{call *}:bridge"):
+                return as_text(key).removeprefix("tandem:{call ").removesuffix("}:bridge")
+            await asyncio.sleep(0.05)
+
+
+def _has_the_call(pids: list[int], port: int) -> int:
+    """Of these workers the one that a SIP process is connected to."""
+    [pid] = [pid for pid in pids if any(
+        connection.status == "ESTABLISHED" and connection.laddr.port in _listens(pid)
+        for connection in psutil.Process(pid).net_connections("tcp"))]
+    return pid
+
+
+def _listens(pid: int) -> set[int]:
+    return {connection.laddr.port for connection in psutil.Process(pid).net_connections("tcp")
+            if connection.status == "LISTEN"}
+
+
+async def test_a_killed_workers_call_goes_on_at_another_and_nano_does_not_greet_again(tmp_path: Path) -> None:
+    with serving(model="nano", echo_slots=0) as served, another_worker(served) as other:
+        async with open_redis(running_redis(served.folder / "data")) as redis:
+            talk = asyncio.create_task(phone(served.uri("agent"), seconds=SECONDS, codec="pcmu"))
+            call = await _running(redis)
+            await asyncio.sleep(GREETED_S)
+            killed = _has_the_call(_workers(served, other), served.sip_port)
+            os.kill(killed, signal.SIGKILL)
+            controls, line = Controls(redis), Control(call, "say", "Sorry, please go on.", by="test")
+            await controls.give(line)
+            result = await controls.result(line, 15)
+            assert result is not None
+            assert result.outcome == "said"
+            report = await talk
+        assert report.hung_up_by == "us", "the call outlived its worker"
+        store = Store(running_postgres(served.folder / "data"))
+        async with asyncio.timeout(15):
+            while (row := await store.call(call)) is None or row.ended_at is None:
+                await asyncio.sleep(0.1)
+        [move] = await store.moves(call)
+        words = [word.text for one in await store.utterances(call) if one.speaker == "agent" for word in one.words]
+        recording = await store.recording(call)
+        await store.close()
+        assert move.why == "closed"
+        assert move.worker_before != move.worker
+        assert move.steps > GREETED_S / 0.08 * 0.7
+        assert move.seconds < 5
+        assert " ".join(words).lower().count("hello") == 1, words
+        assert "please" in " ".join(words).lower()
+        assert recording is not None
+        assert abs(recording.seconds - report.seconds) < 1
