@@ -66,6 +66,21 @@ def db_upgrade() -> None:
     upgrade(database_url(_start("db")))
 
 
+@app.command()
+def doctor(
+    call_id: Annotated[str | None, typer.Argument(help="a call's id: what became of it, what went wrong")] = None,
+) -> None:
+    """Look at everything that a Tandem needs, with a call to the echo and back; say what is wrong and what to do."""
+    from tandem.doctor import examine, examine_call
+
+    log.configure("doctor", "error")
+    settings = load_settings()
+    if call_id is not None:
+        examine_call(settings, call_id)
+    elif not examine(settings):
+        raise typer.Exit(1)
+
+
 @model.command("verify")
 def model_verify(
     directory: Annotated[Path, typer.Argument(help="a checkpoint folder with golden cases")],

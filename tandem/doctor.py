@@ -1,0 +1,299 @@
+"""`tandem doctor`: what a Tandem needs, looked at one by one; what is wrong, and what to do about it.
+
+With a call's id: what became of that call, and where it went wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from alembic.script import ScriptDirectory
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from rich.console import Console
+from sqlalchemy import text
+
+from calls.connect import open_redis
+from calls.events import EndReason, Measure
+from calls.live import MAX_STREAM_ENTRIES, PARTITIONS, stream_key
+from calls.routing import Health, RoutingUnavailable, health
+from calls.settings import Settings
+from calls.store import CallRow, Store, StoreError
+from media.audio import SAMPLE_RATE, write_wav
+from sip.phone import PhoneError, PhoneReport, phone
+from tandem.embedded import EmbeddedError, running_postgres, running_redis
+from tandem.errors import UserError
+
+Verdict = Literal["good", "doubtful", "bad"]
+
+FREE_GB = (2.0, 0.2)  # of the disk: below the first it is doubtful, below the second bad
+CLOCK_S = (0.5, 5.0)  # that this machine's clock is off Redis's
+PACKAGES = ("torch", "av", "aiortc", "pjsua2-python", "redis", "sqlalchemy")
+ECHO_S, LIKE, LATE_S = 4.0, 0.8, 0.4  # an echo's call; its likeness; its way, two frames of 80 ms included
+ANSWER_S = 10.0  # for anything that is asked
+FEW = 3  # frames are nothing to worry about: a call's first ones may be late
+STEP_S = 0.08  # in which a step has to be done
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`advice` says what to do, where there is something."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+
+Look = Callable[[], Awaitable[list[Finding]]]
+
+
+def examine(settings: Settings) -> bool:
+    """Look at everything, and print it; False when something is bad."""
+    return _print(asyncio.run(_all(settings)))
+
+
+def examine_call(settings: Settings, call: str) -> None:
+    """Print what became of a call. Raises UserError where it isn't known."""
+    _print(asyncio.run(_of_call(settings, call)))
+
+
+def _print(findings: Sequence[Finding]) -> bool:
+    out = Console(highlight=False)
+    marks = {"good": "[green]good    [/]", "doubtful": "[yellow]doubtful[/]", "bad": "[bold red]bad     [/]"}
+    for finding in findings:
+        out.print(f"{marks[finding.verdict]}  {finding.what:22}  {finding.found}", soft_wrap=True)
+        if finding.advice and finding.verdict != "good":
+            out.print(f"{'':34}-> {finding.advice}", style="dim", soft_wrap=True)
+    return all(finding.verdict != "bad" for finding in findings)
+
+
+async def _all(settings: Settings) -> list[Finding]:
+    findings = [_machine(), _disk(settings)]
+    try:
+        redis_url = settings.redis_url.get_secret_value() if settings.redis_url else running_redis(settings.data_dir)
+    except EmbeddedError as error:
+        return [*findings, Finding("Redis", "bad", str(error), "start `tandem serve` in this folder, or name the "
+                                   "servers by TANDEM_REDIS_URL and TANDEM_DATABASE_URL")]
+    findings.append(await _database(settings))
+    async with open_redis(redis_url) as redis:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                findings += await _redis(redis)
+                found = await health(redis)
+        except (RedisError, RoutingUnavailable, OSError, TimeoutError) as error:
+            return [*findings, Finding("Redis", "bad", f"doesn't answer: {error or 'in time'}",
+                                       "is it running, and is TANDEM_REDIS_URL right?")]
+    findings += _roles(found)
+    if found.ready:
+        findings += [await _echo("SIP, to the echo", _phoned(settings)),
+                     await _echo("browser, to the echo", _browsed(settings))]
+    return findings
+
+
+def _machine() -> Finding:
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", "bad", f"missing: {', '.join(missing)}", "run `make setup`")
+    return Finding("packages", "good", ", ".join(found))
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.data_dir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    said = f"{free:.1f} GB free for {settings.data_dir}"
+    advice = "recordings and Postgres need room: delete old ones, or move TANDEM_DATA_DIR"
+    return Finding("disk", "good" if free > FREE_GB[0] else "doubtful" if free > FREE_GB[1] else "bad", said, advice)
+
+
+async def _database(settings: Settings) -> Finding:
+    newest = ScriptDirectory(str(files("migrations"))).get_current_head()
+    try:
+        async with asyncio.timeout(ANSWER_S), _store(settings) as store, store.transaction() as connection:
+            server = (await connection.execute(text("SHOW server_version"))).scalar_one()
+            there = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
+    except (StoreError, EmbeddedError, TimeoutError) as error:
+        return Finding("Postgres", "bad", f"{error or 'no answer in time'}",
+                       "calls are still taken, and what is said is kept as long as bridges can: is it running, and is "
+                       "TANDEM_DATABASE_URL right?")
+    if there != newest:
+        return Finding("Postgres", "bad", f"{server}, tables of version {there}, not {newest}",
+                       "run `tandem db upgrade`")
+    return Finding("Postgres", "good", f"{server}, tables of version {there}")
+
+
+async def _redis(redis: Redis) -> list[Finding]:
+    about: Any = await redis.info("server")
+    seconds, micro = await redis.time()
+    off = abs(time.time() - (seconds + micro / 1e6))
+    clock: Verdict = "good" if off < CLOCK_S[0] else "doubtful" if off < CLOCK_S[1] else "bad"
+    waiting = [int(await redis.xlen(stream_key(number))) for number in range(PARTITIONS)]
+    fullest = max(waiting)
+    return [
+        Finding("Redis", "good", f"{about['redis_version']}"),
+        Finding("clock", clock, f"{1000 * off:.0f} ms off Redis's",
+                "let the machines' clocks be set by NTP: leases and events carry times"),
+        Finding("events on their way", "good" if fullest < MAX_STREAM_ENTRIES // 2 else "bad",
+                f"{sum(waiting)} in the streams, the fullest has {fullest} of {MAX_STREAM_ENTRIES}",
+                "the persister is away or slow: look at its log, and at Postgres")]
+
+
+def _roles(found: Health) -> list[Finding]:
+    findings = []
+    for protocol in ("sip", "webrtc"):
+        bridges = [bridge for bridge in found.bridges if bridge.protocol == protocol]
+        calls, capacity = sum(bridge.calls for bridge in bridges), sum(bridge.capacity for bridge in bridges)
+        verdict: Verdict = "bad" if not bridges else "doubtful" if calls >= capacity else "good"
+        findings.append(Finding(f"{protocol} bridges", verdict, f"{len(bridges)}, with {calls} of {capacity} calls",
+                                f"start `tandem {protocol}`, or more of them"))
+    models: dict[str, list[int]] = {}
+    for worker in found.workers:
+        for model, (slots, used) in worker.models.items():
+            total = models.setdefault(model, [0, 0])
+            total[0] += 0 if worker.draining else slots
+            total[1] += used
+    if not models:
+        findings.append(Finding("workers", "bad", "none",
+                                "start `tandem worker`; its log says when its model is loaded"))
+    for model, (slots, used) in sorted(models.items()):
+        findings.append(Finding(f"slots of {model}", "good" if used < slots else "doubtful", f"{used} of {slots} taken",
+                                "more calls than slots are told that it is busy: start more workers"))
+    return findings
+
+
+async def _echo(what: str, call: Callable[[Path], Awaitable[PhoneReport]]) -> Finding:
+    """A call that says something and hears it again."""
+    with tempfile.TemporaryDirectory(prefix="tandem-doctor-") as folder:
+        said = Path(folder) / "said.wav"
+        at = np.arange(round(ECHO_S * SAMPLE_RATE)) / SAMPLE_RATE
+        draw = np.random.default_rng(0).standard_normal(at.size)
+        write_wav(said, (0.2 * np.convolve(draw, np.ones(12) / 12, "same")
+                         * (0.5 + 0.5 * np.sin(5 * at))).astype(np.float32))
+        try:
+            async with asyncio.timeout(ECHO_S + 4 * ANSWER_S):
+                report = await call(said)
+        except (PhoneError, TimeoutError) as error:
+            return Finding(what, "bad", f"no call: {error or 'not in time'}",
+                           "look at the bridge's and the worker's log; are their ports open?")
+    if report.correlation is None or report.delay_ms is None:
+        return Finding(what, "bad", f"answered, but nothing was heard ({report.packets_received} packets came)",
+                       "sound is lost on its way: are RTP's ports open between the two?")
+    heard = f"heard again after {report.delay_ms:.0f} ms, likeness {report.correlation:.2f}, " \
+            f"{report.packets_lost} packets lost"
+    good = report.correlation > LIKE and report.delay_ms < 1000 * LATE_S and not report.packets_lost
+    return Finding(what, "good" if good else "doubtful", heard,
+                   "sound is late or has gaps: too few cores for what runs here? `tandem bench calls` measures it")
+
+
+def _phoned(settings: Settings) -> Callable[[Path], Awaitable[PhoneReport]]:
+    uri = f"sip:echo@{settings.sip_host}:{settings.sip_port}"
+    return lambda said: phone(uri, play=said, seconds=ECHO_S + 1)
+
+
+def _browsed(settings: Settings) -> Callable[[Path], Awaitable[PhoneReport]]:
+    from tandem.web_phone import web_phone
+
+    url = f"http://{settings.web_host}:{settings.web_port}"
+    return lambda said: web_phone(url, agent="echo", play=said, seconds=ECHO_S + 1)
+
+
+# --- one call ---
+
+
+async def _of_call(settings: Settings, id: str) -> list[Finding]:
+    try:
+        async with _store(settings) as store:
+            row = await store.call(id)
+            if row is None:
+                raise UserError(f"there is no call {id}")
+            measures, moves, recording = await store.measures(id), await store.moves(id), await store.recording(id)
+            heard = {one.speaker for one in await store.utterances(id)}
+    except (StoreError, EmbeddedError) as error:
+        raise UserError(str(error)) from None
+    findings = [_end_of(row), *_frames_of(row), *_hops_of(measures)]
+    findings += [Finding("moved", "doubtful", f"from {move.worker_before} to {move.worker} after {move.k} frames: "
+                         f"{move.why}; {move.seconds:.2f} s", "look at the first worker's log") for move in moves]
+    if row.answered_at is not None:
+        for speaker in ("agent", "caller"):
+            if speaker not in heard and row.model != "echo":
+                findings.append(Finding(f"words of the {speaker}", "doubtful", "none", {
+                    "agent": "did it speak? was it held?",
+                    "caller": "one-way audio, or no speech-to-text model (TANDEM_STT)?"}[speaker]))
+        kept = recording is not None and abs(recording.seconds - (row.frames or 0) * STEP_S) < 1
+        if settings.recording == "on" and row.ended_at is not None:
+            findings.append(Finding("recording", "good" if kept else "doubtful",
+                                    f"{recording.seconds:.1f} s at {recording.url}" if recording else "none",
+                                    "it is kept after the call, by the bridge or, if that died, by the persister"))
+    return findings
+
+
+_ENDS: dict[EndReason, tuple[Verdict, str]] = {
+    EndReason.BUSY: ("bad", "all slots were taken: start more workers, or raise TANDEM_SLOTS"),
+    EndReason.NO_WORKER: ("bad", "no worker offered the model, or Redis was away: see `tandem doctor`"),
+    EndReason.OVERLOADED: ("bad", "events couldn't be saved fast enough: look at the persister and Postgres"),
+    EndReason.WORKER_LOST: ("bad", "its worker was lost and there was no other: look at the worker's log"),
+    EndReason.MEDIA_LOST: ("bad", "nothing came from the other side any more: its network, or a firewall"),
+    EndReason.SHUTDOWN: ("doubtful", "its bridge was ended while it ran: drain longer (TANDEM_DRAIN_S)"),
+    EndReason.FAILED: ("bad", "a fault of ours: the bridge's log has it, by the call's id"),
+}
+
+
+def _end_of(row: CallRow) -> Finding:
+    if row.end_reason is None:
+        return Finding("end", "good", f"none yet, it is {row.state}")
+    verdict, advice = _ENDS.get(EndReason(row.end_reason), ("good", ""))
+    status = f" {row.sip_status}" if row.sip_status else ""
+    return Finding("end", verdict, f"{row.end_reason}{status}, by the {row.ended_by} side"
+                   f"{f': {row.end_detail}' if row.end_detail else ''}", advice)
+
+
+def _frames_of(row: CallRow) -> Iterator[Finding]:
+    frames = row.frames or 0
+    for name, count, advice in (
+            ("frames dropped", row.frames_dropped, "the caller's: the worker was too slow, or the link between them"),
+            ("frames missing", row.frames_missing, "the agent's: late or never there; compare the hops below"),
+            ("underruns", row.underruns, "the playout had nothing in hand: see what is late below")):
+        if frames and count is not None:
+            share = count / frames
+            verdict: Verdict = "good" if count < FEW or share < 0.005 else "doubtful" if share < 0.05 else "bad"
+            yield Finding(name, verdict, f"{count} of {frames}", advice)
+
+
+def _hops_of(measures: dict[str, Measure]) -> Iterator[Finding]:
+    advices = {"step": (STEP_S, "the model is too slow here for so many calls: fewer slots, more cores, a GPU"),
+               "wait": (0.03, "frames wait for their step: too many calls on one worker"),
+               "link": (0.02, "the way between bridge and worker is slow"),
+               "bridge": (0.01, "the bridge is short of processor time")}
+    for hop, (bound_s, advice) in advices.items():
+        measure = measures.get(hop)
+        if measure is not None and measure.p95_s is not None and measure.p50_s is not None:
+            yield Finding(f"{hop}, p50 / p95", "good" if measure.p95_s <= bound_s else "doubtful",
+                          f"{1000 * measure.p50_s:.1f} / {1000 * measure.p95_s:.1f} ms", advice)
+
+
+@contextlib.asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Store]:
+    url = settings.database_url.get_secret_value() if settings.database_url else running_postgres(settings.data_dir)
+    store = Store(url)
+    try:
+        yield store
+    finally:
+        await store.close()
