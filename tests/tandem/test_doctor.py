@@ -35,8 +35,8 @@ async def test_what_is_there_and_what_is_missing_is_named(
     redis: Redis, redis_url: str, database_url: str, tmp_path: Path,
 ) -> None:
     found = _by_name(await _all(Settings(redis_url=redis_url, database_url=database_url, data_dir=tmp_path)))
-    there, missing = ("packages", "Postgres", "Redis", "clock", "events on their way"), ("sip bridges", "webrtc bridges",
-                                                                                         "workers")
+    there = "packages", "Postgres", "Redis", "clock", "events on their way"
+    missing = "sip bridges", "webrtc bridges", "workers"
     assert [found[name].verdict for name in there] == ["good"] * len(there)
     assert [found[name].verdict for name in missing] == ["bad"] * len(missing)
 
