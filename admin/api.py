@@ -15,12 +15,13 @@ import contextlib
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, WebSocket, WebSocketDisconnect
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Depends, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response
 
 from admin.access import Access
+from admin.errors import UNAVAILABLE
 from admin.messages import (
+    address_of,
     as_json,
     control_of,
     event_message,
@@ -41,7 +42,6 @@ PREFIX = "/api/v1"
 LONGEST_WAIT_S = 60.0  # for a control's result
 KEY_WITHIN_S = 5.0  # a live connection's first message, where its header has no key
 MOST_LIVE = 256  # connections of one process
-UNAVAILABLE = "This can't be had just now."
 SENDING_S = 10.0  # a message that isn't taken for so long ends its connection
 
 
@@ -200,29 +200,6 @@ def download(media_type: str, text: str, kind: str) -> Response:
         "Content-Disposition": f'attachment; filename="call.{kind}"', "Cache-Control": "no-store"})
 
 
-def answer_errors(app: FastAPI) -> None:
-    """What the routes raise becomes the one error shape."""
-
-    @app.exception_handler(NotAllowed)
-    async def not_allowed(_: Request, refused: NotAllowed) -> JSONResponse:
-        headers = {} if refused.retry_after_s is None else {"Retry-After": str(max(1, round(refused.retry_after_s)))}
-        if refused.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return as_json({"error": refused.code, "message": str(refused)}, refused.status, headers)
-
-    async def away(request: Request, _: Exception) -> JSONResponse:
-        return await not_allowed(request, NotAllowed(503, "unavailable", UNAVAILABLE, retry_after_s=5))
-
-    for kind in (StoreError, RoutingUnavailable):
-        app.add_exception_handler(kind, away)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"][1:])) or "request"
-        return await not_allowed(request, NotAllowed(422, "bad_request", f"{where}: {first['msg']}."))
-
-
 async def _send(socket: WebSocket, message: Any) -> None:
     async with asyncio.timeout(SENDING_S):
         await socket.send_text(text_of(message))
@@ -232,7 +209,3 @@ async def _say_and_close(socket: WebSocket, code: str, message: str) -> None:
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
         await _send(socket, {"type": "error", "error": code, "message": message})
         await socket.close(1008)
-
-
-def address_of(request: Request) -> str:
-    return request.client.host if request.client else ""

@@ -11,8 +11,11 @@ from redis.asyncio import Redis
 
 from admin import web_files
 from admin.access import Access
-from admin.api import Api, answer_errors
+from admin.api import Api
+from admin.dashboard import Dashboard
+from admin.errors import answer_errors
 from admin.service import Service
+from admin.sign_in import SignIn
 from admin.web_calls import WebCalls
 from calls.routing import RoutingUnavailable, health
 from calls.settings import Settings
@@ -23,6 +26,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     """The application over a Redis client and a store, which it closes at its end; `secret` signs what browsers are
     given."""
     service, access = Service(redis, store), Access(redis, store)
+    sign_in = SignIn(access, secret)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -34,6 +38,8 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
     app.include_router(Api(service, access).router())
+    app.include_router(sign_in.router())
+    app.include_router(Dashboard(service, access, sign_in, settings).router())
     app.include_router(WebCalls(settings, redis, secret).router())
     app.include_router(web_files.router())
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -21,6 +22,7 @@ from calls.wire import MAX_LINE, SamplingSettings
 
 BODY_BYTES = 16 * 1024
 BODY_S = 10.0  # for all of it to come
+MOST_FIELDS = 100  # of a form
 
 
 class ControlBody(BaseModel):
@@ -35,6 +37,20 @@ class ControlBody(BaseModel):
     id: Annotated[str, Field(max_length=64)] | None = None
 
 
+class Form:
+    """The fields of an HTML form."""
+
+    def __init__(self, fields: list[tuple[str, str]]) -> None:
+        self._fields = fields
+
+    def text(self, name: str) -> str:
+        """Its value, or nothing."""
+        return next((value for field, value in self._fields if field == name), "")
+
+    def all(self, name: str) -> list[str]:
+        return [value for field, value in self._fields if field == name]
+
+
 async def read_body(request: Request) -> bytes:
     """All of it. Raises NotAllowed where it is too large, or doesn't come."""
     data = b""
@@ -47,6 +63,15 @@ async def read_body(request: Request) -> bytes:
     except (TimeoutError, ClientDisconnect):
         raise NotAllowed(400, "bad_request", "The request didn't come whole.") from None
     return data
+
+
+async def read_form(request: Request) -> Form:
+    """Raises NotAllowed."""
+    try:
+        fields = parse_qsl((await read_body(request)).decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+    except ValueError:
+        raise NotAllowed(400, "bad_request", "The request isn't a form.") from None
+    return Form(fields)
 
 
 async def read_json(request: Request) -> Any:
@@ -110,6 +135,10 @@ def whole_call(kept: WholeCall) -> dict[str, Any]:
             "controls": [asdict(one) for one in kept.controls],
             "measures": {name: asdict(one) for name, one in kept.measures.items()},
             "recording": asdict(kept.recording) if kept.recording else None}
+
+
+def address_of(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def text_of(content: Any) -> str:

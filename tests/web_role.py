@@ -19,10 +19,12 @@ NO_DATABASE = "postgresql://127.0.0.1:1/nobody"
 
 
 @contextlib.asynccontextmanager
-async def serving(redis_url: str, database_url: str = NO_DATABASE, **settings: object) -> AsyncIterator[int]:
+async def serving(redis_url: str, database_url: str = NO_DATABASE, *, proxies: str = "", **settings: object
+                  ) -> AsyncIterator[int]:
     port = free_port()
     app = create_app(open_redis(redis_url), Settings(web_port=port, **settings), SECRET, Store(database_url))
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, proxy_headers=False))
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, proxy_headers=bool(proxies),
+                                           forwarded_allow_ips=proxies))
     running = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):
         while not server.started:

@@ -1,0 +1,213 @@
+"""The dashboard under /admin: pages for people, and what their scripts ask for.
+
+Who is at the browser is looked up at each request (`SignIn`), and whether they may is checked where it is done
+(`Service`); a page only leaves out what its viewer may not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, RedirectResponse, Response
+
+from admin.access import Access
+from admin.api import download, give
+from admin.live import LiveStreams
+from admin.messages import Form
+from admin.pages import HERE, page
+from admin.service import NotAllowed, Permission, Service
+from admin.sign_in import SignIn, Visitor
+from admin.sound import sound
+from admin.timeline import timeline
+from calls.api_keys import KeyRow, Scope
+from calls.events import HOPS, TURNS, EndReason
+from calls.operators import LONGEST, SHORTEST, Role
+from calls.reports import RUNNING, CallFilter
+from calls.settings import Settings
+
+ROWS = 50  # of a page
+PROTOCOLS = {"sip": "phone", "webrtc": "browser"}
+REASONS = (RUNNING, *(reason.value for reason in EndReason))
+SCRIPTS = {".js": "text/javascript", ".svg": "image/svg+xml"}
+MEANINGS = {
+    "bridge": "waiting in the bridge", "link": "to the worker and back", "wait": "waiting for the step",
+    "step": "the model's step", "playout": "waiting to be heard", "whole": "caller's last sample to agent's first",
+    "response": "the caller ends, the agent begins", "yield": "the caller interrupts, the agent falls silent",
+    "gap": "the agent ends, the caller begins",
+}
+
+
+class Dashboard:
+    """The routes' work."""
+
+    def __init__(self, service: Service, access: Access, sign_in: SignIn, settings: Settings) -> None:
+        self._service, self._sign_in, self._settings = service, sign_in, settings
+        self._streams = LiveStreams(service, access)
+
+    def router(self) -> APIRouter:
+        router = APIRouter(prefix="/admin")
+        for path, answer in (
+                ("", self._live), ("/events", self._events), ("/calls", self._calls), ("/calls/{call}", self._call),
+                ("/calls/{call}/transcript.{kind}", self._transcript), ("/recordings/{call}", self._recording),
+                ("/latency", self._latency), ("/workers", self._workers), ("/keys", self._keys),
+                ("/operators", self._operators), ("/audit", self._audit), ("/assets/{name}", self._asset)):
+            router.add_api_route(path, answer, methods=["GET"], response_class=Response)
+        for path, answer in (
+                ("/calls/{call}/controls", self._control), ("/keys", self._make_key),
+                ("/keys/revoke", self._revoke_key), ("/operators", self._make_operator),
+                ("/operators/disable", self._disable_operator)):
+            router.add_api_route(path, answer, methods=["POST"], response_class=Response)
+        return router
+
+    # live
+
+    async def _live(self, request: Request) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        visitor.actor.must(Permission.SEE)
+        return _page(visitor, "live.html", "Live", acts=visitor.actor.may(Permission.ACT), settings=self._settings)
+
+    async def _events(self, request: Request) -> Response:
+        return self._streams.open(await self._sign_in.visitor(request))
+
+    async def _control(self, request: Request, call: str) -> Response:
+        visitor = await self._sign_in.by_script(request)
+        return await give(self._service, visitor.actor, call, request, 0.0)
+
+    # calls
+
+    async def _calls(self, request: Request) -> Response:
+        visitor, asked = await self._sign_in.visitor(request), request.query_params
+        wanted = CallFilter(_one_of(asked.get("transport", ""), tuple(PROTOCOLS)),
+                            _one_of(asked.get("reason", ""), REASONS), asked.get("said") == "1",
+                            asked.get("q", "").strip()[:500])
+        listed = await self._service.calls(visitor.actor, wanted, ROWS, asked.get("before") or None)
+        query = {name: value for name, value in (
+            ("q", wanted.words), ("transport", wanted.protocol), ("reason", wanted.reason),
+            ("said", "1" if wanted.said else "")) if value}
+        older = urlencode(query | {"before": listed[-1].call.id}) if len(listed) == ROWS else ""
+        return _page(visitor, "calls.html", "Calls", listed=listed, wanted=wanted, query=urlencode(query), older=older,
+                     paged="before" in asked, protocols=PROTOCOLS, reasons=REASONS)
+
+    async def _call(self, request: Request, call: str) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        kept = await self._service.call(visitor.actor, call)
+        story = sorted([(one.start_s or 0.0, 0, one) for one in kept.utterances if one.text]
+                       + [(0.08 * one.first_k, 1, one) for one in kept.controls],
+                       key=lambda each: each[:2])
+        return _page(visitor, "call.html", f"Call of {kept.call.caller or 'somebody'}", here="Calls", kept=kept,
+                     call=kept.call, story=story, lanes=timeline(kept), hops=HOPS, turns=TURNS, meanings=MEANINGS,
+                     protocols=PROTOCOLS)
+
+    async def _transcript(self, request: Request, call: str, kind: str) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        return download(*await self._service.transcript(visitor.actor, call, kind), kind)
+
+    async def _recording(self, request: Request, call: str) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        return sound(request, *await self._service.recording(visitor.actor, call))
+
+    # how it goes
+
+    async def _latency(self, request: Request) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        found: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for one in await self._service.latency(visitor.actor):
+            found.setdefault(one.protocol, {})[one.name] = asdict(one)
+        return _page(visitor, "latency.html", "Latency", found=found, hops=HOPS, turns=TURNS, meanings=MEANINGS,
+                     protocols=PROTOCOLS)
+
+    async def _workers(self, request: Request) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        return _page(visitor, "workers.html", "Workers", fleet=await self._service.fleet(visitor.actor),
+                     protocols=PROTOCOLS)
+
+    # who may
+
+    async def _keys(self, request: Request) -> Response:
+        return await self._keys_page(await self._sign_in.visitor(request))
+
+    async def _make_key(self, request: Request) -> Response:
+        visitor, form = await self._sign_in.posted(request)
+        scopes = tuple(scope for scope in Scope if scope.value in form.all("scope"))
+        try:
+            made = await self._service.make_key(visitor.actor, form.text("name").strip(), scopes)
+        except NotAllowed as refused:
+            return await self._keys_page(visitor, refused)
+        return await self._keys_page(visitor, made=made)
+
+    async def _revoke_key(self, request: Request) -> Response:
+        visitor, form = await self._sign_in.posted(request)
+        await self._service.revoke_key(visitor.actor, form.text("id"))
+        return RedirectResponse("/admin/keys", 303)
+
+    async def _keys_page(self, visitor: Visitor, refused: NotAllowed | None = None,
+                         made: tuple[KeyRow, str] | None = None) -> Response:
+        return _page(visitor, "keys.html", "Keys", refused=refused, keys=await self._service.keys(visitor.actor),
+                     scopes=tuple(Scope), made=made)
+
+    async def _operators(self, request: Request) -> Response:
+        return await self._operators_page(await self._sign_in.visitor(request))
+
+    async def _make_operator(self, request: Request) -> Response:
+        visitor, form = await self._sign_in.posted(request)
+        visitor.actor.must(Permission.OPERATORS)
+        role = _role(form)
+        try:
+            await self._service.make_operator(visitor.actor, form.text("name").strip(), form.text("password"), role)
+        except NotAllowed as refused:
+            return await self._operators_page(visitor, refused, form.text("name"))
+        return RedirectResponse("/admin/operators", 303)
+
+    async def _disable_operator(self, request: Request) -> Response:
+        visitor, form = await self._sign_in.posted(request)
+        visitor.actor.must(Permission.OPERATORS)
+        try:
+            await self._service.disable_operator(visitor.actor, form.text("name"))
+        except NotAllowed as refused:
+            return await self._operators_page(visitor, refused)
+        return RedirectResponse("/admin/operators", 303)
+
+    async def _operators_page(self, visitor: Visitor, refused: NotAllowed | None = None, name: str = "") -> Response:
+        return _page(visitor, "operators.html", "Operators", refused=refused, name=name, roles=tuple(Role),
+                     operators=await self._service.operators(visitor.actor), shortest=SHORTEST, longest=LONGEST)
+
+    async def _audit(self, request: Request) -> Response:
+        visitor, before = await self._sign_in.visitor(request), request.query_params.get("before", "")
+        entries = await self._service.audit(visitor.actor, ROWS, _number(before))
+        return _page(visitor, "audit.html", "Audit", entries=entries, paged=bool(before),
+                     older=entries[-1].id if len(entries) == ROWS else None)
+
+    # scripts
+
+    async def _asset(self, request: Request, name: str) -> Response:
+        await self._sign_in.visitor(request)
+        path = HERE / "assets" / name
+        if path.suffix not in SCRIPTS or path.parent != HERE / "assets" or not path.is_file():
+            raise NotAllowed(404, "not_found", "There is no such file.")
+        return FileResponse(path, media_type=SCRIPTS[path.suffix], headers={
+            "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+
+
+def _page(visitor: Visitor, template: str, title: str, *, here: str = "", refused: NotAllowed | None = None,
+          **content: Any) -> Response:
+    return page(template, refused.status if refused else 200, visitor=visitor, title=title, here=here or title,
+                fault=str(refused or ""), **content)
+
+
+def _one_of(value: str, known: tuple[str, ...]) -> str:
+    return value if value in known else ""
+
+
+def _role(form: Form) -> Role:
+    try:
+        return Role(form.text("role"))
+    except ValueError:
+        raise NotAllowed(422, "bad_request", f"role: give one of {', '.join(Role)}.") from None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) < 18 else None

@@ -1,0 +1,51 @@
+"""What routes raise, as answers: one shape for programs, a page for people."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import RedirectResponse, Response
+
+from admin.messages import as_json
+from admin.pages import is_navigation, page
+from admin.service import NotAllowed
+from calls.routing import RoutingUnavailable
+from calls.store import StoreError
+
+UNAVAILABLE = "This can't be had just now."
+
+
+class SignInFirst(Exception):
+    """Nobody is signed in in this browser."""
+
+
+def answer_errors(app: FastAPI) -> None:
+    @app.exception_handler(NotAllowed)
+    async def not_allowed(request: Request, refused: NotAllowed) -> Response:
+        headers = {} if refused.retry_after_s is None else {"Retry-After": str(max(1, round(refused.retry_after_s)))}
+        if is_navigation(request):
+            return page("error.html", refused.status, headers, title="This didn't work", said=str(refused))
+        if refused.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return as_json({"error": refused.code, "message": str(refused)}, refused.status, headers)
+
+    @app.exception_handler(SignInFirst)
+    async def sign_in_first(request: Request, _: SignInFirst) -> Response:
+        if is_navigation(request) and request.method == "GET":
+            there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(f"/login?next={quote(there, safe='')}", 303, {"Cache-Control": "no-store"})
+        return as_json({"error": "unauthorized", "message": "Sign in first."}, 401)
+
+    async def away(request: Request, _: Exception) -> Response:
+        return await not_allowed(request, NotAllowed(503, "unavailable", UNAVAILABLE, retry_after_s=5))
+
+    for kind in (StoreError, RoutingUnavailable):
+        app.add_exception_handler(kind, away)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "request"
+        return await not_allowed(request, NotAllowed(422, "bad_request", f"{where}: {first['msg']}."))

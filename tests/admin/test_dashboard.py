@@ -1,0 +1,336 @@
+"""The dashboard over HTTP, with a real Redis and Postgres: who may see and do what, and what the pages tell."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from signed_in import PASSWORD, Browser
+from web_role import NO_DATABASE, SECRET, serving
+
+from admin.app import create_app
+from calls.api_keys import ApiKeys, Scope
+from calls.audit import Audit
+from calls.connect import open_redis
+from calls.controls import ControlInbox, Result
+from calls.events import (
+    CallAnswered,
+    CallEnded,
+    CallLeased,
+    CallMeasured,
+    CallReceived,
+    ControlTaken,
+    EndReason,
+    Envelope,
+    Event,
+    Measure,
+    Speaker,
+    UtteranceSpoken,
+    Word,
+)
+from calls.live import EventWriter
+from calls.operators import Operators, Role
+from calls.routing import BridgeRegistry, Heartbeat, WorkerRegistry
+from calls.settings import Settings
+from calls.store import Store
+
+AT = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
+RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here", "ref", "bridge-1", "agent")
+ENDED = CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 100, 0, 0, 0)
+NOBODY = "nobody"
+
+# What each gets: nobody, a viewer, an operator, an admin. Forms and scripts show the page's token; what is asked of
+# calls that don't run, and of keys and operators that aren't there, is 404 for who may.
+MATRIX: dict[tuple[str, str], tuple[int, int, int, int]] = {
+    ("GET", "/admin"): (303, 200, 200, 200),
+    ("GET", "/admin/events"): (401, 200, 200, 200),
+    ("GET", "/admin/calls"): (303, 200, 200, 200),
+    ("GET", "/admin/calls/{call}"): (303, 200, 200, 200),
+    ("GET", "/admin/calls/{call}/transcript.{kind}"): (303, 200, 200, 200),
+    ("GET", "/admin/recordings/{call}"): (401, 404, 404, 404),
+    ("GET", "/admin/latency"): (303, 200, 200, 200),
+    ("GET", "/admin/workers"): (303, 200, 200, 200),
+    ("GET", "/admin/keys"): (303, 403, 403, 200),
+    ("GET", "/admin/operators"): (303, 403, 403, 200),
+    ("GET", "/admin/audit"): (303, 403, 403, 200),
+    ("GET", "/admin/assets/{name}"): (401, 200, 200, 200),
+    ("POST", "/admin/calls/{call}/controls"): (401, 403, 404, 404),
+    ("POST", "/admin/keys"): (401, 403, 403, 200),
+    ("POST", "/admin/keys/revoke"): (401, 403, 403, 404),
+    ("POST", "/admin/operators"): (401, 403, 403, 303),
+    ("POST", "/admin/operators/disable"): (401, 403, 403, 404),
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "/admin/keys": {"name": "dialler", "scope": ["calls:read"]},
+    "/admin/keys/revoke": {"id": "none"},
+    "/admin/operators": {"name": "new", "password": PASSWORD, "role": "viewer"},
+    "/admin/operators/disable": {"name": "none"},
+}
+
+
+def _said(text: str, first_k: int, speaker: Speaker, *, final: bool = True) -> UtteranceSpoken:
+    words = tuple(Word(word, first_k + at, first_k + at, 0.08 * (first_k + at), 0.08 * (first_k + at + 1))
+                  for at, word in enumerate(text.split()))
+    return UtteranceSpoken(speaker, first_k, words[-1].last_k, words, final=final)
+
+
+def _events(*events: Event, call: str = "call-1") -> list[Envelope]:
+    return [Envelope(call, "bridge-1", 1, at, AT, event) for at, event in enumerate(events, 1)]
+
+
+@pytest.fixture
+async def port(redis_url: str, redis: Redis, store: Store, database_url: str) -> AsyncIterator[int]:
+    for role in Role:
+        await Operators(store).make(role.value, PASSWORD, role)
+    async with serving(redis_url, database_url) as port:
+        yield port
+
+
+async def _signed_in(port: int, role: str) -> Browser:
+    browser = Browser(port)
+    if role != NOBODY:
+        assert (await browser.signs_in(role)).status == 303
+    return browser
+
+
+@pytest.fixture
+async def admin(port: int) -> Browser:
+    return await _signed_in(port, "admin")
+
+
+@pytest.fixture
+async def call(store: Store) -> None:
+    """A call that is over."""
+    await store.apply(_events(
+        RECEIVED, CallLeased("nano", "worker-1", "e"), CallAnswered("PCMU"),
+        _said("hello there", 10, Speaker.AGENT), _said("<script>alert(1)</script> parking", 30, Speaker.CALLER),
+        ControlTaken("c1", "say", "one <i>moment", False, "bob", AT, "said", 40, 52, ""),
+        CallMeasured((Measure("whole", 100, 10.0, 0.1, 0.2, 0.3), Measure("response", 2, 1.0, 0.5, 0.6, 0.6))), ENDED))
+
+
+def test_the_matrix_below_has_every_route_of_the_dashboard(redis_url: str) -> None:
+    app = create_app(open_redis(redis_url), Settings(), SECRET, Store(NO_DATABASE))
+    assert {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods
+            if path.startswith("/admin")} == set(MATRIX)
+
+
+@pytest.mark.parametrize(("column", "role"), list(enumerate((NOBODY, *(role.value for role in Role)))))
+async def test_each_role_gets_what_it_may_and_nobody_gets_nothing(
+        port: int, call: None, column: int, role: str) -> None:
+    browser = await _signed_in(port, role)
+    token = (await browser.get("/admin")).form_token if role != NOBODY else "0" * 64
+    for (method, path), statuses in MATRIX.items():
+        there = path.format(call="call-1", kind="vtt", name="live.js")
+        if path == "/admin/events":
+            answer = await _first_event(port, browser.cookies)
+        elif method == "GET":
+            page = statuses[0] == 303
+            answer = (await browser.get(there, Accept="text/html" if page else "*/*")).status
+        elif path.endswith("/controls"):
+            answer = (await browser.send(there, {"action": "speak"}, X_Form_Token=token)).status
+        else:
+            answer = (await browser.post(there, {"form_token": token, **FORMS[path]})).status
+        assert answer == statuses[column], (role, method, path)
+
+
+async def test_what_comes_without_our_pages_token_does_nothing(admin: Browser, store: Store, redis: Redis) -> None:
+    await ControlInbox(redis, "bridge-1").here(["call-1"], 30)
+    other = await _signed_in(admin.port, "operator")
+    for token in ("", "0" * 64, (await other.get("/admin")).form_token):
+        for path, form in FORMS.items():
+            answer = await admin.post(path, {**form, "form_token": token})
+            assert answer.status == 403
+            assert "Load it again" in answer.text
+        assert (await admin.send("/admin/calls/call-1/controls", {"action": "speak"}, X_Form_Token=token)).status == 403
+    assert await ApiKeys(store).all() == ()
+    assert len(await Operators(store).all()) == len(Role)
+    assert await redis.exists("tandem:{controls bridge-1}") == 0
+
+
+async def test_pages_run_nothing_but_our_scripts_and_are_kept_nowhere(admin: Browser, call: None) -> None:
+    for path in ("/login", "/admin", "/admin/calls", "/admin/calls/call-1", "/admin/nothing-for-me", "/admin/keys",
+                 "/admin/calls/none"):
+        answer = await admin.get(path)
+        if "text/html" in answer.headers["content-type"]:
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+            assert "unsafe" not in policy
+            assert "frame-ancestors 'none'" in policy
+            assert answer.headers["cache-control"] == "no-store"
+            assert "<script>" not in answer.text
+            assert " style=" not in answer.text
+            assert "//" not in answer.text.replace("https://www.w3.org", "").split("<main")[0]  # nothing from elsewhere
+
+
+async def test_calls_are_found_by_filters_in_the_address(admin: Browser, call: None, store: Store) -> None:
+    await store.apply(_events(CallReceived("webrtc", "inbound", "web", "agent", "r", "b", "agent"),
+                              CallEnded(EndReason.BUSY, "local", 486, "", 0, 0, 0, 0), call="call-2"))
+    for query, found in (("", {1, 2}), ("?transport=webrtc", {2}), ("?reason=busy", {2}), ("?said=1", {1}),
+                         ("?q=parking", {1}), ("?q=nothing", set()), ("?transport=rubbish", {1, 2}),
+                         ("?transport=sip&reason=busy", set()), ("?before=call-2", {1}), ("?before=call-1", set())):
+        page = (await admin.get(f"/admin/calls{query}")).text
+        assert {number for number in (1, 2) if f"/admin/calls/call-{number}" in page} == found, query
+        assert ("No call is like that" in page) is not found
+    page = (await admin.get("/admin/calls?q=parking")).text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; parking" in page
+    assert '/admin/calls/call-1#at=2.4' in page
+
+
+async def test_a_call_tells_all_of_it(admin: Browser, call: None, store: Store) -> None:
+    page = (await admin.get("/admin/calls/call-1")).text
+    for told in ("sip:ann@example.org", "caller hung up", "nano", "worker-1", "one &lt;i&gt;moment", "said",
+                 '<th scope="row">response', ">500<", '<time datetime="2026-11-30T09:00:00+00:00">',
+                 'data-start="0.8"'):
+        assert told in page, told
+    assert "<script>alert" not in page
+    assert (await admin.get("/admin/calls/call-1/transcript.csv")).headers["content-type"].startswith("text/csv")
+    assert (await admin.get("/admin/calls/none")).status == 404
+    assert [entry.action for entry in await Audit(store).newest(1)] == ["transcript exported"]
+
+
+async def test_latency_and_workers_are_told(admin: Browser, call: None, redis: Redis) -> None:
+    page = (await admin.get("/admin/latency")).text
+    assert '<th scope="row">whole' in page
+    assert "Calls by phone" in page
+    assert "No worker lives" in (await admin.get("/admin/workers")).text
+    await WorkerRegistry(redis, expiry_s=60).beat(Heartbeat("w<1>", "e", "ws://127.0.0.1:1", {"nano": (4, 1)}, False))
+    await BridgeRegistry(redis, expiry_s=60).beat("b1", "webrtc", 2, 10)
+    page = (await admin.get("/admin/workers")).text
+    assert "w&lt;1&gt;" in page
+    assert "1 of 4 slots of nano taken" in page
+    assert "2 of 10 calls" in page
+
+
+async def test_a_key_is_shown_once_serves_and_is_revoked(admin: Browser, store: Store) -> None:
+    token = (await admin.get("/admin/keys")).form_token
+    made = await admin.post("/admin/keys", {"form_token": token, "name": "<dialler>", "scope": [
+        "calls:read", "calls:everything"]})
+    key = made.text.split('id="key" tabindex="0">')[1].split("<")[0]
+    row = await ApiKeys(store).found(key)
+    assert row is not None
+    assert row.scopes == (Scope.READ,)
+    assert key not in (await admin.get("/admin/keys")).text
+    for bad in ({"name": "x"}, {"scope": "calls:read"}):
+        refused = await admin.post("/admin/keys", {"form_token": token, **bad})
+        assert refused.status == 422
+        assert 'role="alert"' in refused.text
+    assert (await admin.post("/admin/keys/revoke", {"form_token": token, "id": row.id})).status == 303
+    assert await ApiKeys(store).found(key) is None
+    entries = await Audit(store).newest(2)
+    assert [(entry.who, entry.action, entry.subject) for entry in entries] == [
+        ("admin (admin)", "key revoked", row.id), ("admin (admin)", "key made", row.id)]
+
+
+async def test_operators_are_made_and_disabled_and_the_last_admin_stays(admin: Browser, port: int) -> None:
+    token = (await admin.get("/admin/operators")).form_token
+    new = {"form_token": token, "name": "bob", "password": PASSWORD, "role": "operator"}
+    assert (await admin.post("/admin/operators", new | {"password": "short"})).status == 422
+    assert (await admin.post("/admin/operators", new | {"role": "king"})).status == 422
+    assert (await admin.post("/admin/operators", new)).status == 303
+    bob = await _signed_in(port, "bob")
+    assert (await admin.post("/admin/operators/disable", {"form_token": token, "name": "bob"})).status == 303
+    assert (await bob.get("/admin")).status == 303
+    assert (await bob.signs_in("bob")).status == 401
+    last = await admin.post("/admin/operators/disable", {"form_token": token, "name": "admin"})
+    assert last.status == 422
+    assert "last admin" in last.text
+    audit = (await admin.get("/admin/audit")).text
+    for told in ("operator made", "operator disabled", "signed in", "sign-in refused"):
+        assert told in audit
+    assert PASSWORD not in audit
+
+
+async def test_without_postgres_a_page_says_so(redis_url: str) -> None:
+    async with serving(redis_url) as port:
+        answer = await Browser(port, {"tandem_session": "x"}).get("/admin/calls")
+        assert answer.status == 503
+        assert "This can&#39;t be had just now." in answer.text
+
+
+# the stream of what happens
+
+
+async def _first_event(port: int, cookies: dict[str, str]) -> int:
+    async with _events_of(port, cookies) as (status, _):
+        return status
+
+
+@asynccontextmanager
+async def _events_of(port: int, cookies: dict[str, str]) -> AsyncIterator[tuple[int, http.client.HTTPResponse]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    cookie = "; ".join(f"{name}={value}" for name, value in cookies.items())
+    try:
+        await asyncio.to_thread(connection.request, "GET", "/admin/events", None, {"Cookie": cookie})
+        answer = await asyncio.to_thread(connection.getresponse)
+        try:
+            yield answer.status, answer
+        finally:
+            answer.close()
+    finally:
+        connection.close()
+
+
+async def _next(stream: http.client.HTTPResponse, *kinds: str) -> dict[str, Any]:
+    """The next message of these kinds."""
+    while True:
+        line = (await asyncio.to_thread(stream.readline)).decode()
+        assert line, "the stream has ended"
+        if line.startswith("data: ") and (message := json.loads(line[6:]))["type"] in kinds:
+            return dict(message)
+
+
+async def test_the_stream_tells_what_runs_and_then_all_that_happens(admin: Browser, store: Store, redis: Redis) -> None:
+    await store.apply(_events(RECEIVED, CallAnswered("PCMU"), _said("hello there", 10, Speaker.AGENT)))
+    await store.apply(_events(RECEIVED, CallAnswered("PCMU"), call="left-behind"))
+    await ControlInbox(redis, "bridge-1").here(["call-1"], 30)
+    writer = EventWriter(redis, "bridge-1", kept_events=100)
+    async with _events_of(admin.port, admin.cookies) as (_, stream):
+        snapshot = await _next(stream, "snapshot")
+        assert [(call["id"], call["utterances"][0]["text"]) for call in snapshot["calls"]] == [
+            ("call-1", "hello there")]
+        writer.emit("call-1", 1, _said("a table", 40, Speaker.CALLER, final=False))
+        writer.emit("call-2", 1, RECEIVED)
+        writer.emit("call-1", 1, ControlTaken("c1", "hold", "", True, "bob", AT, "held", 50, 50, ""))
+        writer.emit("call-1", 1, ENDED)
+        assert await writer.drain(5) == 0
+        came = [await _next(stream, "utterance", "received", "control", "ended") for _ in range(4)]
+    by_kind = {message["type"]: message for message in came}
+    assert (by_kind["utterance"]["call"], by_kind["utterance"]["text"], by_kind["utterance"]["final"]) == (
+        "call-1", "a table", False)
+    assert (by_kind["received"]["call"], by_kind["received"]["caller"]) == ("call-2", "sip:ann@example.org")
+    assert (by_kind["control"]["outcome"], by_kind["control"]["by"]) == ("held", "bob")
+    assert by_kind["ended"]["reason"] == "caller_hung_up"
+
+
+async def test_the_stream_of_who_is_disabled_ends(port: int, store: Store) -> None:
+    viewer = await _signed_in(port, "viewer")
+    async with _events_of(port, viewer.cookies) as (_, stream):
+        assert (await _next(stream, "running"))["calls"] == []
+        await Operators(store).disable("viewer")
+        assert (await _next(stream, "signed_out"))["type"] == "signed_out"
+        assert await asyncio.to_thread(stream.read) == b"\n"
+
+
+async def test_an_operator_acts_in_their_own_name_and_each_deed_is_audited(
+        port: int, store: Store, redis: Redis) -> None:
+    operator, inbox = await _signed_in(port, "operator"), ControlInbox(redis, "bridge-1")
+    await inbox.here(["call-1"], 30)
+    token = (await operator.get("/admin")).form_token
+    answer = await operator.send("/admin/calls/call-1/controls", {"action": "say", "text": "hello", "id": "mine"},
+                                 X_Form_Token=token)
+    assert (answer.status, answer.json) == (202, {"id": "mine", "result": None})
+    control = await inbox.next()
+    assert control is not None
+    assert (control.by, control.action, control.text) == ("operator", "say", "hello")
+    await inbox.reply(control, Result("mine", "said", 1, 2))
+    bad = await operator.send("/admin/calls/call-1/controls", {"action": "explode"}, X_Form_Token=token)
+    assert (bad.status, bad.json["error"]) == (422, "bad_control")
+    [entry] = await Audit(store).newest(1)
+    assert (entry.who, entry.action, entry.subject, entry.detail) == ("operator (operator)", "say", "call-1", "hello")
