@@ -22,6 +22,7 @@ EARLY_S = (0.0, 0.12)
 LATE_S = (0.9, 2.5)
 HELD_S = (2.0, 12.0)
 SILENCE_S = (8.0, 60.0)
+LONGEST_SAYING_S = 50.0
 SENTENCES_APART_S = (0.4, 1.6)  # where nobody answers
 REACTION_S = (0.2, 0.45)  # an interrupted receptionist goes on for so long
 SHORTEST_CUT_S = 0.8  # the receptionist is let say this much before somebody interrupts
@@ -99,6 +100,27 @@ def callers_script(seed: int, *, domain: Domain | None = None) -> Script:
     lines = [replace(line, after_s=round(random.uniform(*SENTENCES_APART_S), 2))
              for line in script.lines if line.speaker == "caller"]
     return Script(f"callers-{seed:06d}", tuple(lines))
+
+
+def saying_script(seed: int, *, domain: Domain | None = None) -> Script:
+    """A call in which an operator has the agent say one sentence after the other, and the caller listens. What it is
+    made to say shall be heard as well as what it says by itself: what callers ask, its own answers, and words in any
+    order."""
+    domain, random = domain or load(), Random(f"saying {seed}")
+    caller, length_s = Caller(domain, random, held_out=False, evenly=True), random.uniform(SHORTEST_S, LONGEST_SAYING_S)
+    answers = sorted({intent.answer for intent in domain.intents.values() if intent.answer})
+    lines = [Line("agent", GREETING, round(random.uniform(*GREETING_S), 2))] if random.random() < 0.5 else []
+    while lines_seconds(lines) < length_s:
+        kind = random.random()
+        if kind < 0.55:
+            text = caller.question().text
+        elif kind < 0.75:
+            text = random.choice(answers)
+        else:
+            words = " ".join([caller.question().text, random.choice(answers)]).replace(".", "").replace("?", "").split()
+            text = " ".join(random.sample(words, min(len(words), random.randint(3, 9))))
+        lines.append(Line("agent", text, round(random.uniform(0.4, 2.0), 2), kind="said", decided=False))
+    return Script(f"saying-{seed:06d}", tuple(lines))
 
 
 def evaluation_script(seed: int, kind: EvaluationKind = "questions", *, domain: Domain | None = None) -> Script:

@@ -25,7 +25,7 @@ from agent.moshi.config import PAD_TOKEN
 from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.train import codec, lm, stt
-from agent.train.dialogues import Shares, callers_script, evaluation_script, training_script
+from agent.train.dialogues import Shares, callers_script, evaluation_script, saying_script, training_script
 from agent.train.produce import LIST, Recipe, make_calls
 from agent.train.tokenizer import PIECES, train_tokenizer
 from agent.train.tokens import encode_calls
@@ -73,18 +73,20 @@ class CallSet:
     shares: Shares = field(default_factory=Shares)
 
 
-CODEC, CALLS, CALLERS, HELD_OUT = "codec", "calls", "callers", "held_out"
+CODEC, CALLS, CALLERS, SAYING, HELD_OUT = "codec", "calls", "callers", "saying", "held_out"
 SETS: Mapping[str, CallSet] = {
     CODEC: CallSet(400, 400, seed=1),
     HELD_OUT: CallSet(20, 20, seed=1),
     CALLS: CallSet(12_600, 1800, seed=7),
     "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
+    SAYING: CallSet(3_000_000, 500, seed=10),
     CALLERS: CallSet(2_000_000, 6000, seed=9),
 }
 SETS_TO_GO_ON: Mapping[str, CallSet] = {
     HELD_OUT: CallSet(20, 20, seed=1),
     CALLS: CallSet(12_600, 400, seed=7),
     "questions": CallSet(1_010_500, 1000, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
+    SAYING: CallSet(3_000_000, 300, seed=10),
     CALLERS: CallSet(2_000_000, 1600, seed=9),
 }
 
@@ -157,8 +159,8 @@ class _Work:
             if name == HELD_OUT:
                 scripts, how = [evaluation_script(number) for number in numbers], Recipe(made.seed, "held_out_voices")
             else:
-                scripts = [callers_script(number) if name == CALLERS else training_script(number, shares=made.shares)
-                           for number in numbers]
+                scripts = [callers_script(number) if name == CALLERS else saying_script(number) if name == SAYING
+                           else training_script(number, shares=made.shares) for number in numbers]
                 how = Recipe(made.seed)
             make_calls(self._calls(name).parent, scripts, how, workers=self.processes,
                        progress=self._every_tenth(name))

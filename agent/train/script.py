@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Speaker = Literal["agent", "caller"]
-LineKind = Literal["speech", "backchannel", "hesitation"]
+LineKind = Literal["speech", "backchannel", "hesitation", "said"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Line:
     `after_s`: silence between the end of the line before it (in the order of lines; the call's begin for the first) and
     its own begin; negative: it overlaps that line. A line that is cut ends where it is cut.
     `kind`: "backchannel" asks for no answer; "hesitation" is a filler or the unfinished first part of what the
-    speaker's next line goes on with.
+    speaker's next line goes on with; "said" is an operator's, word for word by the agent: none of its text is learnt.
     `intent`: what a caller's line means, or what an agent's line answers; None on hesitations and back-channels.
     """
 

@@ -248,7 +248,8 @@ def text_stream(words: Sequence[Word], frames: int, tokenizer: Tokenizer) -> Ten
 
 
 def _free(call: Call, frames: int) -> Tensor:
-    """False where the agent was held, and before what it was made to say: whatever begins there wasn't its decision."""
+    """False where the agent was held, before what it was made to begin, and in what it was made to say word for word:
+    that wasn't its decision."""
     free = torch.ones(frames, dtype=torch.bool)
     for begin_s, end_s in call.held:
         free[int(begin_s * _FRAMES_A_SECOND):int(end_s * _FRAMES_A_SECOND) + 1] = False
@@ -260,6 +261,8 @@ def _free(call: Call, frames: int) -> Tensor:
         if not utterance.decided:
             free[max(quiet_from, begin - _ARBITRARY):begin] = False
         quiet_from = int(utterance.end_s * _FRAMES_A_SECOND) + 1
+        if utterance.kind == "said":
+            free[begin:quiet_from] = False
     return free
 
 

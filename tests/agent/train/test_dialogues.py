@@ -13,6 +13,7 @@ from agent.train.dialogues import (
     Shares,
     callers_script,
     evaluation_script,
+    saying_script,
     training_script,
 )
 from agent.train.domain import reception
@@ -68,6 +69,16 @@ def test_callers_alone_say_what_they_say_in_the_call_and_nobody_answers() -> Non
     scripts = [callers_script(seed) for seed in range(40)]
     spoken = sum(speech_seconds(line.text) for script in scripts for line in script.lines)
     assert spoken > 0.45 * sum(script_seconds(script) for script in scripts)
+
+
+def test_an_operators_sentences_are_of_all_kinds_and_none_is_the_agents_decision() -> None:
+    scripts = [saying_script(seed) for seed in range(30)]
+    assert scripts[3] == saying_script(3)
+    said = [line for script in scripts for line in script.lines if line.kind == "said"]
+    assert {line.speaker for script in scripts for line in script.lines} == {"agent"}
+    assert not any(line.decided for line in said)
+    assert len({line.text for line in said}) > 0.8 * len(said), "hardly any twice"
+    assert all(20 <= script_seconds(script) <= 70 for script in scripts)
 
 
 def test_training_never_contains_a_held_out_combination(heard: list[tuple[Heard, State]]) -> None:

@@ -15,6 +15,7 @@ from agent.moshi.random_model import make_random_model
 from agent.moshi.text import Tokenizer
 from agent.train.dataset import DatasetError, Entry, write_call, write_list
 from agent.train.render import Call, Utterance, Word
+from agent.train.script import LineKind
 from agent.train.speech import FRAME_SAMPLES
 from agent.train.tokens import NO_INTENT, CallTokens, Tokens, encode_call, encode_calls, text_stream
 
@@ -40,13 +41,13 @@ def spoken_at(*frames: int, length: int = 20) -> np.ndarray:
     return sound
 
 
-def a_call(*, decided: bool = True, held: tuple[tuple[float, float], ...] = ()) -> Call:
+def a_call(*, decided: bool = True, held: tuple[tuple[float, float], ...] = (), kind: LineKind = "speech") -> Call:
     return Call(
         agent=spoken_at(10, 70), caller=RANDOM.uniform(-0.1, 0.1, FRAMES * FRAME_SAMPLES).astype(np.float32),
         utterances=(
             Utterance("agent", "hello", 0.8, 2.4, "speech", None, True, False),
             Utterance("caller", "where are you", 3.2, 4.0, "speech", "address", True, False),
-            Utterance("agent", "hello", 5.6, 7.2, "speech", "address", decided, False),
+            Utterance("agent", "hello", 5.6, 7.2, kind, "address", decided, False),
         ),
         words=(Word("agent", "hello", 0.8, 1.2), Word("caller", "where", 3.2, 3.6), Word("agent", "hello", 5.6, 6.0)),
         phonemes=(), held=held)
@@ -94,6 +95,13 @@ def test_words_past_the_end_are_left_out(model: tuple[Mimi, Tokenizer]) -> None:
     long = Word("agent", "extraordinarily", 0.7, 0.9)
     stream = text_stream([long, Word("agent", "late", 0.8, 1.0)], 10, model[1])
     assert stream.tolist()[8:] == model[1].encode(long.text)[:2]
+
+
+def test_nothing_of_an_operators_sentence_is_learnt_as_text(model: tuple[Mimi, Tokenizer]) -> None:
+    free = encoded(model, a_call(decided=False, kind="said")).free
+    begin, end = int(5.6 * 12.5), int(7.2 * 12.5)
+    assert not bool(free[begin:end].any())
+    assert bool(encoded(model, a_call(decided=False)).free[begin:end].all())
 
 
 def test_text_is_learnt_where_the_agent_decided_alone(model: tuple[Mimi, Tokenizer]) -> None:
