@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from redis.asyncio import Redis
 
-from admin import web_files
+from admin import metrics, web_files
 from admin.access import Access
 from admin.api import Api
 from admin.dashboard import Dashboard
@@ -42,6 +42,9 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     app.include_router(Dashboard(service, access, sign_in, settings).router())
     app.include_router(WebCalls(settings, redis, secret).router())
     app.include_router(web_files.router())
+
+    if settings.metrics_token is not None:
+        app.include_router(metrics.router(redis, store, settings.metrics_token.get_secret_value()))
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:

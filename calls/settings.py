@@ -105,6 +105,9 @@ class Settings(BaseSettings):
                                           "`static-auth-secret`), for credentials that hold for some hours")
     webrtc_relay: bool = Field(False, description="whether our side takes the TURN server's relay too")
 
+    metrics_token: SecretStr | None = Field(None, description="what Prometheus shows to read /metrics of the web role, "
+                                            "16 characters or more; none: there is no such page")
+
     # recordings
     recording: Literal["on", "off"] = Field("on", description="whether calls are recorded, two channels each")
     recording_codec: Literal["flac", "opus"] = Field("flac", description="what a recording becomes after its call: "
@@ -148,6 +151,13 @@ class Settings(BaseSettings):
         for url in split(value):
             if not re.fullmatch(r"turns?:[\w.\[\]:-]+(\?transport=(udp|tcp))?", url):
                 raise ValueError(f"{url!r}: must be as turn:turn.example:3478?transport=udp")
+        return value
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _not_guessed(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("must have 16 characters or more")
         return value
 
     @field_validator("database_url", "redis_url")
