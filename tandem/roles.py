@@ -6,12 +6,13 @@ A role imports what it runs when it starts: only the worker carries torch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from redis.asyncio import Redis
 
@@ -65,11 +66,23 @@ def web(settings: Settings) -> None:
     async def run() -> None:
         app = create_app(_redis(settings), settings, secret(settings).encode(), Store(database_url(settings)))
         proxies = split(settings.web_proxies)
-        server = uvicorn.Server(uvicorn.Config(
+        server = Server(uvicorn.Config(
             app, host=settings.web_host, port=settings.web_port, log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=5, proxy_headers=bool(proxies),
             forwarded_allow_ips=list(proxies)))
+        _on_signal(server.stop)
         await server.serve()
+
+    class Server(uvicorn.Server):
+        """Ends at a signal as the other roles do: uvicorn's own handling kills the process by the same signal again."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+        def stop(self) -> None:
+            self.force_exit = self.should_exit
+            self.should_exit = True
 
     redis_url(settings), database_url(settings), secret(settings)
     asyncio.run(run())

@@ -1,0 +1,113 @@
+"""docker-compose.yml, without an engine: each service's command in its environment, as a process, on real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import yaml
+from call_peers import free_port
+
+from sip.phone import phone
+
+ROOT = Path(__file__).parents[2]
+SECRETS = {"REDIS_PASSWORD": "r" * 32, "POSTGRES_PASSWORD": "p" * 32, "TANDEM_SECRET": "s" * 32}
+READY_S, END_S = 60.0, 60.0
+
+
+def _compose() -> dict[str, Any]:
+    """The file as an engine reads it, with `.env` filled in."""
+    def filled(match: re.Match[str]) -> str:
+        name, rest = match[1], match[2] or ""
+        return SECRETS.get(name) or rest.removeprefix(":-")
+
+    text = re.sub(r"\$\{(\w+)(:[?-][^}]*)?\}", filled, (ROOT / "docker-compose.yml").read_text())
+    return dict(yaml.safe_load(text))
+
+
+def _ours() -> dict[str, dict[str, Any]]:
+    return {name: service for name, service in _compose()["services"].items() if service.get("image") == "tandem"}
+
+
+def test_the_example_names_all_secrets_that_the_file_asks_for() -> None:
+    asked = set(re.findall(r"\$\{(\w+):\?\}", (ROOT / "docker-compose.yml").read_text()))
+    named = set(re.findall(r"^(\w+)=$", (ROOT / "deploy" / "compose.env").read_text(), re.M))
+    assert asked == named == set(SECRETS)
+
+
+def test_nothing_listens_wider_than_loopback_and_no_secret_is_written_down() -> None:
+    compose = _compose()
+    for name, service in compose["services"].items():
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:"), name
+    assert not re.search(r"(PASSWORD|SECRET)\S*[:=] *[\"']?\w{8,}", (ROOT / "docker-compose.yml").read_text())
+
+
+def test_the_image_has_what_its_roles_need() -> None:
+    docker = (ROOT / "deploy" / "Dockerfile").read_text()
+    left_out = set((ROOT / ".dockerignore").read_text().split())
+    for folder in ("agent", "calls", "media", "sip", "admin", "tandem", "migrations", "models"):
+        assert folder not in left_out
+    assert "USER tandem" in docker
+    assert docker.index("USER tandem") < docker.index("ENTRYPOINT")
+
+
+@pytest.mark.usefixtures("redis", "store")
+async def test_its_services_together_take_a_call(redis_url: str, database_url: str, tmp_path: Path) -> None:
+    ports = {"TANDEM_SIP_PORT": free_port(), "TANDEM_WEB_PORT": free_port(), "TANDEM_RTP_PORT": 27000}
+    here = {"TANDEM_REDIS_URL": redis_url, "TANDEM_DATABASE_URL": database_url, "TANDEM_DATA_DIR": str(tmp_path),
+            "TANDEM_WORKER_PORT": "0", "TANDEM_THREADS": "1", **{name: str(port) for name, port in ports.items()}}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    services = _ours()
+    assert set(services) == {"migrate", "worker", "sip", "webrtc", "web", "persist"}
+    log = (tmp_path / "log").open("wb")
+    try:
+        for name, service in services.items():
+            environment = {**clean, **service["environment"], **here}
+            process = _started(service["command"], environment, tmp_path, log)
+            if service.get("restart") == "no":
+                assert process.wait(READY_S) == 0
+            else:
+                running[name] = process
+        _until_healthy(ports["TANDEM_WEB_PORT"], running)
+        report = await phone(f"sip:agent@127.0.0.1:{ports['TANDEM_SIP_PORT']}", seconds=3, codec="pcmu")
+        assert report.status == 200
+        assert report.packets_received > 100
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)
+        assert {name: process.wait(END_S) for name, process in running.items()} == dict.fromkeys(running, 0)
+    finally:
+        for process in running.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        log.close()
+
+
+def _started(command: list[str], environment: dict[str, str], folder: Path, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "tandem", *command], cwd=folder, env=environment, stdout=log,
+                            stderr=subprocess.STDOUT)
+
+
+def _until_healthy(port: int, running: dict[str, subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + READY_S
+    while True:
+        with (contextlib.suppress(urllib.error.URLError, OSError),
+              urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer):
+            if json.load(answer)["bridges"] == 2:
+                return
+        assert {name: process.poll() for name, process in running.items()} == dict.fromkeys(running)
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
