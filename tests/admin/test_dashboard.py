@@ -183,6 +183,13 @@ async def test_calls_are_found_by_filters_in_the_address(admin: Browser, call: N
     assert '/admin/calls/call-1#at=2.4' in page
 
 
+async def test_who_may_not_act_sees_nothing_to_press(port: int) -> None:
+    for role, sees in ((Role.VIEWER, False), (Role.OPERATOR, True)):
+        page = (await (await _signed_in(port, role.value)).get("/admin")).text
+        assert ("data-act" in page) is sees
+        assert "/admin/keys" not in page
+
+
 async def test_a_call_tells_all_of_it(admin: Browser, call: None, store: Store) -> None:
     page = (await admin.get("/admin/calls/call-1")).text
     for told in ("sip:ann@example.org", "caller hung up", "nano", "worker-1", "one &lt;i&gt;moment", "said",
@@ -309,7 +316,9 @@ async def test_the_stream_tells_what_runs_and_then_all_that_happens(admin: Brows
     assert by_kind["ended"]["reason"] == "caller_hung_up"
 
 
-async def test_the_stream_of_who_is_disabled_ends(port: int, store: Store) -> None:
+async def test_the_stream_of_who_is_disabled_ends(
+        port: int, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("admin.live.CHECK_S", 0.2)
     viewer = await _signed_in(port, "viewer")
     async with _events_of(port, viewer.cookies) as (_, stream):
         assert (await _next(stream, "running"))["calls"] == []

@@ -1,0 +1,185 @@
+"""An operator watches a phone call in a real browser, steps in, and finds it again by a word that the caller said."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from axe_playwright_python.base import AXE_SCRIPT
+from browsers import LONGEST_S, Web
+from call_peers import baresip, speech
+from playwright.async_api import Browser, Locator, Page
+from served import descendants
+from signed_in import PASSWORD
+
+from calls.audit import Audit
+from calls.operators import Operators, Role
+from calls.store import ControlRow, Store
+from media.audio import FRAME_S, SAMPLE_RATE, Samples
+from tandem.embedded import running_postgres
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CALL_S, ECHO_S = 20, 12
+QUIET_S = 4.2  # of the caller's, while the agent greets
+LINE = "One moment please."
+SPEECH_DB = -45.0
+SETTLES_S = 1.5  # from a hold to silence: the word that is begun is finished, and the phone hears it a moment later
+
+
+@pytest.fixture(scope="module")
+def asks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A caller who is quiet at first, and then asks."""
+    folder = tmp_path_factory.mktemp("caller")
+    asked = speech(folder / "asked.wav", "Is there parking?", CALL_S)
+    caller = folder / "caller.wav"
+    subprocess.run(["sox", str(asked), str(caller), "pad", str(QUIET_S)], check=True)
+    return caller
+
+
+@asynccontextmanager
+async def store_of(web: Web) -> AsyncIterator[Store]:
+    store = Store(running_postgres(web.tandem.folder / "data"))
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def operating(web: Web, browser: Browser, name: str, role: Role) -> AsyncIterator[tuple[Page, list[str]]]:
+    """Somebody of this role, signed in; and what their browser complains of."""
+    async with store_of(web) as store:
+        await Operators(store).make(name, PASSWORD, role)
+    context = await browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
+    context.set_default_timeout(1000 * LONGEST_S)
+    page = await context.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    try:
+        await page.goto(f"{web.origin}/admin")
+        await page.get_by_label("Name").fill(name)
+        await page.get_by_label("Password").fill(PASSWORD)
+        await page.keyboard.press("Enter")
+        await page.get_by_role("heading", name="Live").wait_for()
+        yield page, complaints
+    finally:
+        await context.close()
+
+
+async def finds_nothing(page: Page, where: str) -> None:
+    """Let axe-core look at the page, in both colour schemes, at a desk's and a phone's width."""
+    await page.evaluate(AXE_SCRIPT)
+    for scheme, width in (("light", 1440), ("dark", 400)):
+        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        await page.set_viewport_size({"width": width, "height": 900})
+        found = await page.evaluate("axe.run().then(({ violations }) => violations)")
+        assert not found, [(where, scheme, each["id"], node["html"], node["failureSummary"])
+                           for each in found for node in each["nodes"]]
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (where, width)
+
+
+async def reads(within: Locator, text: str) -> None:
+    await within.get_by_text(text).first.wait_for()
+
+
+def loudness_db(samples: Samples, start_s: float, stop_s: float) -> float:
+    """Of its loudest 100 ms."""
+    some = samples[round(SAMPLE_RATE * start_s):round(SAMPLE_RATE * stop_s)]
+    length = SAMPLE_RATE // 10
+    pieces = some[:len(some) // length * length].reshape(-1, length)
+    return float(20 * np.log10(np.sqrt(np.mean(np.square(pieces), axis=1)).max() + 1e-9))
+
+
+async def test_an_operator_watches_a_call_holds_the_agent_has_it_say_a_line_and_finds_the_word_again(
+        web: Web, deaf_browser: Browser, asks: Path, tmp_path: Path) -> None:
+    async with operating(web, deaf_browser, "ann", Role.OPERATOR) as (page, complaints):
+        await page.get_by_role("heading", name="No call runs just now").wait_for()
+        await finds_nothing(page, "no call")
+        phoning = asyncio.create_task(baresip(web.tandem.uri("agent"), asks, tmp_path / "phone", CALL_S))
+        card = page.get_by_role("article")
+        log = card.get_by_role("log")
+        await reads(log, "Casa Tandem")  # while it is said
+        await card.get_by_role("button", name="Hold", exact=True).click()
+        await reads(card, "hold: held")
+        assert await card.get_by_role("button", name="Hold", exact=True, pressed=True).count() == 1
+        await reads(log.locator(".caller"), "parking")
+        await finds_nothing(page, "a call")
+        await card.get_by_role("textbox").fill(LINE)
+        await page.keyboard.press("Enter")
+        await reads(card, "say: said")
+        await reads(log.locator(".agent"), LINE)
+        await card.focus()
+        await page.keyboard.press("x")
+        await page.keyboard.press("x")
+        await reads(card, "ended: operator hung up")
+        _, heard = await phoning
+        id = await card.get_attribute("id")
+        assert id is not None
+
+        async with store_of(web) as store:
+            by_action = {control.action: control for control in await store.controls(id)}
+            assert {(entry.who, entry.action) for entry in await Audit(store).newest() if entry.subject == id} == {
+                ("ann (operator)", "hold"), ("ann (operator)", "say"), ("ann (operator)", "hang_up")}
+        held_s, said_s, done_s = _times(by_action["hold"], by_action["say"])
+        assert loudness_db(heard, 0, held_s + 0.5) > SPEECH_DB
+        assert loudness_db(heard, held_s + SETTLES_S, said_s) < SPEECH_DB
+        assert loudness_db(heard, said_s, done_s + 1) > SPEECH_DB
+
+        await _hears_the_word(page, web, id, complaints)
+
+
+def _times(hold: ControlRow, say: ControlRow) -> tuple[float, float, float]:
+    assert {hold.by, say.by} == {"ann"}
+    return FRAME_S * hold.first_k, FRAME_S * say.first_k, FRAME_S * say.k
+
+
+async def _hears_the_word(page: Page, web: Web, id: str, complaints: list[str]) -> None:
+    """Search for it, come to its call, press it, and it is played."""
+    await page.goto(f"{web.origin}/admin/calls")
+    await page.get_by_label("Words that were said").fill("parking")
+    await page.keyboard.press("Enter")
+    await page.wait_for_url("**/admin/calls?q=parking*")
+    found = page.locator(f'tr.found:has(a[href="/admin/calls/{id}"])')
+    assert "operator hung up" in await found.inner_text()
+    assert await found.get_by_role("time").inner_text() != await found.get_by_role("time").get_attribute("datetime")
+    await finds_nothing(page, "calls")
+    await found.get_by_role("link").click()
+    async with asyncio.timeout(LONGEST_S):
+        while not await page.locator("audio").count():  # its recording is encoded after the call
+            await asyncio.sleep(0.2)
+            await page.reload()
+    await finds_nothing(page, "call")
+    word = page.locator(".story .caller .w", has_text="parking").first
+    start_s = float(await word.get_attribute("data-start") or "nan")
+    await word.click()
+    await page.wait_for_function(
+        "(start) => { const { currentTime: at, paused } = document.querySelector('audio'); "
+        "return !paused && at > start && at < start + 2; }", arg=start_s)
+    await page.locator(".story .w.now").first.wait_for()
+    assert complaints == []
+
+
+async def test_the_web_role_starts_again_and_the_page_comes_back_to_a_call_that_noticed_nothing(
+        web: Web, deaf_browser: Browser, asks: Path, tmp_path: Path) -> None:
+    async with operating(web, deaf_browser, "vera", Role.VIEWER) as (page, _):
+        phoning = asyncio.create_task(baresip(web.tandem.uri("echo"), asks, tmp_path / "phone", ECHO_S))
+        card = page.get_by_role("article")
+        await reads(card, "to echo")
+        assert await card.get_by_role("button").count() == 0  # she only sees
+        [role] = [each for each in descendants(psutil.Process(web.tandem.process.pid)) if each.cmdline()[-1] == "web"]
+        role.kill()
+        await page.get_by_role("status").get_by_text("Connecting again").wait_for()
+        await page.get_by_role("status").get_by_text("1 call").wait_for()
+        await reads(card, "to echo")
+        said, heard = await phoning
+        assert loudness_db(heard, QUIET_S, ECHO_S) > SPEECH_DB
+        assert len(heard) > 0.95 * len(said)
+        await reads(card, "ended: caller hung up")
