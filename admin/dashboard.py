@@ -22,7 +22,7 @@ from admin.pages import HERE, page
 from admin.service import NotAllowed, Permission, Service
 from admin.sign_in import SignIn, Visitor
 from admin.sound import sound
-from admin.timeline import timeline
+from admin.timeline import story, timeline
 from calls.api_keys import KeyRow, Scope
 from calls.events import HOPS, TURNS, EndReason
 from calls.operators import LONGEST, SHORTEST, Role
@@ -95,11 +95,8 @@ class Dashboard:
     async def _call(self, request: Request, call: str) -> Response:
         visitor = await self._sign_in.visitor(request)
         kept = await self._service.call(visitor.actor, call)
-        story = sorted([(one.start_s or 0.0, 0, one) for one in kept.utterances if one.text]
-                       + [(0.08 * one.first_k, 1, one) for one in kept.controls],
-                       key=lambda each: each[:2])
         return _page(visitor, "call.html", f"Call of {kept.call.caller or 'somebody'}", here="Calls", kept=kept,
-                     call=kept.call, story=story, lanes=timeline(kept), hops=HOPS, turns=TURNS, meanings=MEANINGS,
+                     call=kept.call, story=story(kept), lanes=timeline(kept), hops=HOPS, turns=TURNS, meanings=MEANINGS,
                      protocols=PROTOCOLS)
 
     async def _transcript(self, request: Request, call: str, kind: str) -> Response:

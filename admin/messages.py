@@ -16,7 +16,16 @@ from starlette.requests import ClientDisconnect
 
 from admin.service import NotAllowed, WholeCall
 from calls.controls import ACTIONS, Action, Control
-from calls.events import CallAnswered, CallEnded, CallLeased, CallReceived, ControlTaken, Envelope, UtteranceSpoken
+from calls.events import (
+    CallAnswered,
+    CallEnded,
+    CallLeased,
+    CallMoved,
+    CallReceived,
+    ControlTaken,
+    Envelope,
+    UtteranceSpoken,
+)
 from calls.store import UtteranceRow
 from calls.wire import MAX_LINE, SamplingSettings
 
@@ -117,6 +126,8 @@ def event_message(envelope: Envelope) -> dict[str, Any] | None:
                     "callee": event.callee, "agent": event.agent}
         case CallLeased() as event:
             return {"type": "leased", "model": event.model, "worker": event.worker}
+        case CallMoved() as event:
+            return {"type": "moved", "at": envelope.at, **asdict(event)}
         case CallAnswered():
             return {"type": "answered", "at": envelope.at}
         case UtteranceSpoken() as event:
@@ -132,7 +143,7 @@ def event_message(envelope: Envelope) -> dict[str, Any] | None:
 
 def whole_call(kept: WholeCall) -> dict[str, Any]:
     return {"call": asdict(kept.call), "utterances": [_utterance(one) for one in kept.utterances],
-            "controls": [asdict(one) for one in kept.controls],
+            "controls": [asdict(one) for one in kept.controls], "moves": [asdict(one) for one in kept.moves],
             "measures": {name: asdict(one) for name, one in kept.measures.items()},
             "recording": asdict(kept.recording) if kept.recording else None}
 

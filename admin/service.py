@@ -25,7 +25,7 @@ from calls.follow import LiveEvents, Watcher
 from calls.operators import OperatorRefused, OperatorRow, Operators, Role
 from calls.reports import CallFilter, Latency, Listed, Reports
 from calls.routing import Health, health
-from calls.store import CallRow, ControlRow, Match, RecordingRow, Store, UtteranceRow
+from calls.store import CallRow, ControlRow, Match, MoveRow, RecordingRow, Store, UtteranceRow
 from calls.web_guard import WebGuard
 from media.recordings import KeptFile, StorageError
 
@@ -98,6 +98,7 @@ class WholeCall:
     call: CallRow
     utterances: tuple[UtteranceRow, ...]
     controls: tuple[ControlRow, ...]
+    moves: tuple[MoveRow, ...]
     measures: Mapping[str, Measure]
     recording: RecordingRow | None
 
@@ -129,8 +130,8 @@ class Service:
     async def call(self, actor: Actor, id: str) -> WholeCall:
         actor.must(Permission.SEE)
         row, store = await self._row(id), self._store
-        return WholeCall(row, await store.utterances(id), await store.controls(id), await store.measures(id),
-                         await store.recording(id))
+        return WholeCall(row, await store.utterances(id), await store.controls(id), await store.moves(id),
+                         await store.measures(id), await store.recording(id))
 
     async def running(self, actor: Actor) -> tuple[CallRow, ...]:
         """Calls that a bridge has just now, the newest first."""

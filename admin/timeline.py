@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admin.service import WholeCall
+from calls.store import ControlRow, MoveRow, UtteranceRow
 
 FRAME_S = 0.08  # of a call's clock
 PIXELS_A_S = 90
 TICK_S = 5
 LANES = {"caller": 24, "operator": 24, "agent": 108}  # where each begins; two rows of words, and controls between
-CONTROLS_Y = 78
 ROW, HEIGHT = 24, 172
 LEAST_WIDTH = 6
 
@@ -47,6 +47,15 @@ class Timeline:
     words: tuple[Box, ...]
     controls: tuple[Mark, ...]
     ticks: tuple[int, ...]
+
+
+def story(kept: WholeCall) -> list[tuple[float, str, UtteranceRow | ControlRow | MoveRow]]:
+    """What happened, in its order: seconds from the answer, `said`, `done` or `moved`, and it."""
+    told: list[tuple[float, str, UtteranceRow | ControlRow | MoveRow]] = [
+        (one.start_s or 0.0, "said", one) for one in kept.utterances if one.text]
+    told += [(FRAME_S * one.first_k, "done", one) for one in kept.controls]
+    told += [(FRAME_S * one.k, "moved", one) for one in kept.moves]
+    return sorted(told, key=lambda each: each[:2])
 
 
 def timeline(kept: WholeCall) -> Timeline:

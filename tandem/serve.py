@@ -118,12 +118,14 @@ def welcome(settings: Settings) -> str:
   the agent   sip:agent@{sip}   model {settings.model_name}, {settings.slots} calls at a time
   an echo     sip:echo@{sip}    gives your own voice back
   in a page   http://{settings.web_host}:{settings.web_port}/      talk from this machine's browser
+  operators   http://{settings.web_host}:{settings.web_port}/admin
   health      http://{settings.web_host}:{settings.web_port}/healthz
   kept in     {here}
 
   Phone it with any SIP phone on this machine, or with ours:
   [bold]{_command()} phone sip:agent@{sip} --record answer.wav[/bold]
   then read what was said: [bold]{_command()} call list[/bold]
+  The first operator: [bold]{_command()} user add NAME --role admin[/bold]
   Ctrl-C ends everything in order.
 """
 

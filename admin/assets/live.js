@@ -200,6 +200,7 @@ const TAKE = {
   },
   received({ call, at, type, ...facts }) { if (!cards.has(call)) show({ id: call, received_at: at, ...facts }); },
   leased({ call, model, worker }) { change(call, { model, worker }); },
+  moved({ call, worker }) { change(call, { worker }); },
   answered({ call, at }) { change(call, { answered_at: at }); },
   ended({ call, at, reason }) { change(call, { ended_at: at, end_reason: reason }); },
   utterance({ call, ...said }) { cards.get(call)?.utterance(said); },

@@ -25,6 +25,7 @@ from calls.events import (
     CallEnded,
     CallLeased,
     CallMeasured,
+    CallMoved,
     CallReceived,
     ControlTaken,
     EndReason,
@@ -110,7 +111,8 @@ async def call(store: Store) -> None:
     """A call that is over."""
     await store.apply(_events(
         RECEIVED, CallLeased("nano", "worker-1", "e"), CallAnswered("PCMU"),
-        _said("hello there", 10, Speaker.AGENT), _said("<script>alert(1)</script> parking", 30, Speaker.CALLER),
+        CallMoved("worker-0", "worker-1", "killed", 12, 0.25, 20), _said("hello there", 10, Speaker.AGENT),
+        _said("<script>alert(1)</script> parking", 30, Speaker.CALLER),
         ControlTaken("c1", "say", "one <i>moment", False, "bob", AT, "said", 40, 52, ""),
         CallMeasured((Measure("whole", 100, 10.0, 0.1, 0.2, 0.3), Measure("response", 2, 1.0, 0.5, 0.6, 0.6))), ENDED))
 
@@ -193,6 +195,7 @@ async def test_who_may_not_act_sees_nothing_to_press(port: int) -> None:
 async def test_a_call_tells_all_of_it(admin: Browser, call: None, store: Store) -> None:
     page = (await admin.get("/admin/calls/call-1")).text
     for told in ("sip:ann@example.org", "caller hung up", "nano", "worker-1", "one &lt;i&gt;moment", "said",
+                 "moved from worker-0 to <em>worker-1</em> within 250 ms",
                  '<th scope="row">response', ">500<", '<time datetime="2026-11-30T09:00:00+00:00">',
                  'data-start="0.8"'):
         assert told in page, told
