@@ -68,8 +68,7 @@ class LiveStreams:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(check_at):
                     envelope = await watcher.next()
-            if envelope is not None and (message := event_message(envelope)) is not None:
-                message.pop("words", None)
+            if envelope is not None and (message := event_message(envelope, words=False)) is not None:
                 yield {"call": envelope.call, **message}
             if loop.time() >= check_at:
                 check_at = loop.time() + CHECK_S

@@ -118,8 +118,9 @@ def control_of(body: Any, call: str, by: str) -> Control:
     return control if given.id is None else replace(control, id=given.id)
 
 
-def event_message(envelope: Envelope) -> dict[str, Any] | None:
-    """What those who follow a call are told of an event; None for what isn't their concern."""
+def event_message(envelope: Envelope, *, words: bool = True) -> dict[str, Any] | None:
+    """What those who follow a call are told of an event, with each word's times or without; None for what isn't their
+    concern."""
     match envelope.event:
         case CallReceived() as event:
             return {"type": "received", "at": envelope.at, "protocol": event.protocol, "caller": event.caller,
@@ -132,7 +133,8 @@ def event_message(envelope: Envelope) -> dict[str, Any] | None:
             return {"type": "answered", "at": envelope.at}
         case UtteranceSpoken() as event:
             return {"type": "utterance", "speaker": event.speaker, "first_k": event.first_k, "last_k": event.last_k,
-                    "text": event.text, "final": event.final, "words": [asdict(word) for word in event.words]}
+                    "text": event.text, "final": event.final,
+                    **({"words": [asdict(word) for word in event.words]} if words else {})}
         case ControlTaken() as event:
             return {"type": "control", **asdict(event)}
         case CallEnded() as event:

@@ -1,0 +1,81 @@
+"""The one layer under the API and the dashboard: no way in, and no method, forgets to ask who may."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from admin.service import ROLES, SCOPES, Actor, NotAllowed, Permission, Service, key_actor
+from calls.api_keys import ApiKeys, Scope
+from calls.audit import Audit
+from calls.controls import Control
+from calls.operators import Role
+from calls.reports import CallFilter
+from calls.store import Store
+
+NEEDS = {
+    "calls": Permission.SEE, "search": Permission.SEE, "call": Permission.SEE, "running": Permission.SEE,
+    "follow": Permission.SEE, "transcript": Permission.SEE, "recording": Permission.SEE, "latency": Permission.SEE,
+    "fleet": Permission.SEE, "give": Permission.ACT, "keys": Permission.KEYS, "make_key": Permission.KEYS,
+    "revoke_key": Permission.KEYS, "operators": Permission.OPERATORS, "make_operator": Permission.OPERATORS,
+    "disable_operator": Permission.OPERATORS, "audit": Permission.AUDIT,
+}
+GIVEN: dict[str, Any] = {
+    "wanted": CallFilter(), "limit": 10, "before": None, "words": "x", "id": "none", "kind": "csv",
+    "control": Control("none", "speak"), "name": "new", "scopes": (Scope.READ,), "password": "correct horse battery",
+    "role": Role.VIEWER,
+}
+
+
+async def _tried(service: Service, method: str, actor: Actor) -> int:
+    """The status with which it is refused, or 200."""
+    work: Callable[..., Any] = getattr(service, method)
+    wants = inspect.signature(work).parameters
+    try:
+        doing = work(actor, **{name: GIVEN[name] for name in wants if name in GIVEN})
+        if hasattr(doing, "__aenter__"):
+            async with doing:
+                return 200
+        await doing
+    except NotAllowed as refused:
+        return refused.status
+    return 200
+
+
+@pytest.fixture
+def service(redis: Redis, store: Store) -> Service:
+    return Service(redis, store)
+
+
+def test_the_table_has_every_method() -> None:
+    assert {name for name, _ in inspect.getmembers(Service, callable) if not name.startswith("_")} == {*NEEDS, "close"}
+
+
+@pytest.mark.parametrize("permissions", [frozenset(), *ROLES.values(), *(frozenset({one}) for one in Permission)])
+async def test_each_method_does_what_its_permission_allows_and_nothing_without(
+        service: Service, store: Store, permissions: frozenset[Permission]) -> None:
+    actor = Actor("somebody", "role", permissions)
+    for method, needed in NEEDS.items():
+        refused = await _tried(service, method, actor) == 403
+        assert refused is (needed not in permissions), method
+    if not permissions:
+        assert await Audit(store).newest() == ()
+        assert await ApiKeys(store).all() == ()
+    await service.close()
+
+
+async def test_keys_may_what_their_scopes_say_and_never_say_who_may(service: Service, store: Store) -> None:
+    for scope, permission in SCOPES.items():
+        row, _ = await ApiKeys(store).make("dialler", (scope,))
+        assert key_actor(row).permissions == {permission}
+        assert key_actor(row).who == "dialler (key)"
+        with pytest.raises(NotAllowed, match=r"^Keys can't manage operators\.$"):
+            await service.operators(key_actor(row))
+
+
+def test_each_role_may_what_the_one_below_may_and_more() -> None:
+    assert ROLES[Role.VIEWER] < ROLES[Role.OPERATOR] < ROLES[Role.ADMIN] == set(Permission)
