@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,6 +49,7 @@ SPEECHES = 24
 FRAME_S, PIECE = 0.08, SAMPLE_RATE // 50
 LOUD = 10 ** (-45 / 20)
 SETTLE_S = 5.0  # until the greeting is over
+_BETWEEN_S = 3.0  # a caller's two sentences
 _MARGIN_S = 0.25  # of sound that was on its way when a hold began
 
 
@@ -259,6 +261,7 @@ def _recogniser(lines: Sequence[str]) -> Recogniser:
 class Asked:
     text: str
     sound: Samples
+    words: tuple[tuple[str, float], ...]  # with their begins, in seconds
     expected: str
 
 
@@ -270,9 +273,11 @@ def _questions(count: int, seed: int) -> list[Asked]:
             generator = np.random.default_rng([seed, number])
             turn = Caller(domain, Random(f"{seed} {number}"), held_out=False).question()
             talker = draw_caller("held_out_voices", generator)
-            pcm = synthesiser.speak(turn.text, talker).pcm
+            speech = synthesiser.speak(turn.text, talker)
+            pcm = speech.pcm
+            words = tuple((text, begin_s) for text, begin_s, _ in speech.words)
             line = heard(pcm, np.zeros_like(pcm), draw_condition(generator, band="clean", shares=QUIET_LINE), generator)
-            asked.append(Asked(turn.text, line, answer(State(), turn.heard, domain.intents)[0]))
+            asked.append(Asked(turn.text, line, words, answer(State(), turn.heard, domain.intents)[0]))
     return asked
 
 
@@ -295,7 +300,7 @@ def run() -> list[str]:
             said = line.calls([(_saying(lines[at:at + a_call]), None, SETTLE_S + 10 * a_call)
                                for at in range(0, LINES, a_call)])
             spoken = line.calls([
-                (_nothing, np.concatenate([_quiet(SETTLE_S), first.sound, _quiet(3), second.sound]), 18.0)
+                (_nothing, np.concatenate([_quiet(SETTLE_S), first.sound, _quiet(_BETWEEN_S), second.sound]), 18.0)
                 for first, second in zip(speeches[::2], speeches[1::2], strict=True)])
     return [*_told_starts(starts), *_told_held(held, questions), *_told_said(said, lines),
             *_told_soon([*starts, *held, *said]), *_told_heard(spoken, speeches)]
@@ -356,9 +361,20 @@ def _told_soon(made: list[Made]) -> list[str]:
 
 
 def _told_heard(spoken: list[Made], speeches: list[Asked]) -> list[str]:
-    errors = WordErrors()
+    errors, late = WordErrors(), []
     for made, first, second in zip(spoken, speeches[::2], speeches[1::2], strict=True):
-        kept = " ".join(one.text for one in made.utterances if one.speaker == "caller")
-        errors += WordErrors.of(f"{first.text} {second.text}", kept)
+        kept = [word for one in made.utterances if one.speaker == "caller" for word in one.words]
+        errors += WordErrors.of(f"{first.text} {second.text}", " ".join(word.text for word in kept))
+        second_s = SETTLE_S + first.sound.size / SAMPLE_RATE + _BETWEEN_S
+        said = [(text, begin_s + at_s) for one, at_s in ((first, SETTLE_S), (second, second_s))
+                for text, begin_s in one.words]
+        same = SequenceMatcher(None, [text.lower() for text, _ in said], [word.text.lower() for word in kept],
+                               autojunk=False).get_matching_blocks()
+        late += [kept[block.b + at].start_s - said[block.a + at][1] for block in same for at in range(block.size)]
+    p5, p50, p95 = 1000 * np.percentile(late, (5, 50, 95))
+    near = share_of(abs(each) <= 0.16 for each in late)
     return [f"| the caller's words as kept, held-out voices, {errors.words} words: word error rate "
-            f"| **{100 * errors.rate:.0f} %** | |"]
+            f"| **{100 * errors.rate:.0f} %** | |",
+            f"| their times against the script's, {len(late)} words found: p5 / p50 / p95 | {p5:.0f} / {p50:.0f} / "
+            f"{p95:.0f} ms | |",
+            f"| … within 160 ms | {_percent(near)} | all |"]
