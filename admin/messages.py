@@ -80,7 +80,7 @@ async def read_form(request: Request) -> Form:
         fields = parse_qsl((await read_body(request)).decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
         raise NotAllowed(400, "bad_request", "The request isn't a form.") from None
-    return Form(fields)
+    return Form([(name, value.replace("\0", "\ufffd")) for name, value in fields])  # Postgres's text can't hold it
 
 
 async def read_json(request: Request) -> Any:

@@ -156,6 +156,23 @@ async def test_what_comes_without_our_pages_token_does_nothing(admin: Browser, s
     assert await redis.exists("tandem:{controls bridge-1}") == 0
 
 
+async def test_rubbish_is_refused_and_breaks_nothing(admin: Browser, redis: Redis) -> None:
+    token = (await admin.get("/admin")).form_token
+    await ControlInbox(redis, "bridge-1").here(["call-1"], 30)
+    for path in ("/admin/keys/revoke", "/admin/operators/disable"):
+        assert (await admin.post(path, {"form_token": token, "id": "a\0b", "name": "a\0b"})).status == 404
+    assert (await admin.get("/admin/calls/%00")).status == 404
+    assert (await admin.get("/admin/calls?q=%00&before=%00&reason=%00")).status == 200
+    assert (await admin.get("/admin/audit?before=9999999999999999999999")).status == 200
+    assert (await admin.get("/admin/assets/..%2Fapp.py")).status == 404
+    assert (await admin.get("/admin/assets/dashboard.py")).status == 404
+    for body in ({"action": "say", "text": "\ud800"}, {"action": "say", "text": 1}, [[]], "x" * 20_000):
+        answer = await admin.send("/admin/calls/call-1/controls", body, X_Form_Token=token)
+        assert answer.status in (413, 422), body
+    assert (await admin.post("/admin/keys", {"form_token": token, "name": "x" * 20_000})).status == 413
+    assert (await admin.post("/admin/keys", {str(n): "" for n in range(200)})).status == 400
+
+
 async def test_pages_run_nothing_but_our_scripts_and_are_kept_nowhere(admin: Browser, call: None) -> None:
     for path in ("/login", "/admin", "/admin/calls", "/admin/calls/call-1", "/admin/nothing-for-me", "/admin/keys",
                  "/admin/calls/none"):
