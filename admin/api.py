@@ -87,7 +87,7 @@ class Api:
 
         @router.get("/calls/{call}/recording")
         async def recording(call: str, request: Request, actor: Actor = known) -> Response:
-            """Its sound, heard on the left, said on the right; parts of it by `Range`."""
+            """Its sound, the agent on the left, the caller on the right; parts of it by `Range`."""
             return sound(request, *await service.recording(actor, call))
 
         @router.get("/calls/{call}/transcript.{kind}")
