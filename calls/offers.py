@@ -78,7 +78,7 @@ class Offers:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._put = script(redis, "offer_put")
+        self._put = script(redis, "inbox_put")
         self._asking = asyncio.Semaphore(ASKED_AT_ONCE)
 
     async def call(self, sdp: str, **about: str) -> Answer:
