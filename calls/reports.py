@@ -9,7 +9,8 @@ from typing import Any
 from sqlalchemy import desc, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 
-from calls.store import CALL_QUERY, CallRow, Match, Store, checked_limit, clean
+from calls.store import CALL_QUERY, CallRow, Match, Store, checked_limit
+from calls.store_writes import clean
 from calls.tables import Call, CallMeasure, Utterance
 
 LAST_CALLS = 500  # of which latencies are told

@@ -44,9 +44,9 @@ from calls.store import (
     Refused,
     Store,
     StoreError,
-    advance,
     upgrade,
 )
+from calls.store_writes import advance
 from calls.tables import Base
 
 AT = datetime(2026, 5, 4, 12, 30, tzinfo=UTC)
