@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until, word
+from call_fakes import until, word
+from session_bench import Bench, Kept
 
-from calls import wire
-from calls.controls import Control, Result
 from calls.events import (
     COUNTED,
     HOPS,
@@ -18,108 +15,16 @@ from calls.events import (
     CallEnded,
     CallLeased,
     CallMeasured,
-    CallMoved,
     CallReceived,
-    ControlTaken,
     EndReason,
     UtteranceSpoken,
 )
-from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
-from calls.rules import Rule
+from calls.routing import Busy, NoWorker, RoutingUnavailable
 from calls.state import State
 from media import session as session_module
-from media import worker_hold
 from media.audio import CHUNK, CHUNK_BYTES, CHUNK_S, CHUNKS_PER_FRAME, FRAME_S
-from media.crossing import Crossing
-from media.recorder import RawRecording
-from media.session import Overloaded, Session, SessionSettings
+from media.session import Overloaded
 from media.token_log import read_token_log, token_log_path
-
-
-class Transport:
-    """A phone line whose clock the test turns by hand: says numbered chunks, keeps what it hears."""
-
-    def __init__(self, crossing: Crossing) -> None:
-        self.crossing = crossing
-        self.ticks = 0
-        self.heard: list[bytes] = []
-
-    def chunk(self, number: int) -> bytes:
-        return np.full(CHUNK, 1000 + number, "<i2").tobytes()
-
-    def say(self, level: int) -> None:
-        """A tick with this sample throughout."""
-        self.heard.append(self.crossing.wanted())
-        self.crossing.received(np.full(CHUNK, level, "<i2").tobytes())
-        self.ticks += 1
-
-    def tick(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.heard.append(self.crossing.wanted())
-            self.crossing.received(self.chunk(self.ticks))
-            self.ticks += 1
-
-
-class Kept:
-    """Takes what was recorded, as media.recordings.Keeper does."""
-
-    def __init__(self) -> None:
-        self.raw: list[RawRecording] = []
-        self.paused_s = 0.0
-
-    def keep(self, raw: RawRecording, lost_s: float, paused_s: float) -> None:
-        assert lost_s == 0
-        self.raw.append(raw)
-        self.paused_s = paused_s
-
-    @property
-    def sides(self) -> tuple[np.ndarray, np.ndarray]:
-        """What was heard and what was said: int16 [pieces, CHUNK] each."""
-        [raw] = self.raw
-        heard, said = np.concatenate(list(raw.blocks())).T.reshape(2, -1, CHUNK)
-        return heard, said
-
-
-class Bench:
-    """One session with all its surroundings."""
-
-    def __init__(self, worker: FakeWorker, tmp_path: Path) -> None:
-        self.worker = worker
-        self.leases = FakeLeases(worker.url)
-        self.events = FakeEvents()
-        self.data_dir = tmp_path
-        self.lease_s = 60.0
-        self.recordings: Kept | None = None
-        self.rules: tuple[Rule, ...] = ()
-
-    def session(self) -> Session:
-        settings = SessionSettings(self.lease_s, self.data_dir, records=self.recordings is not None,
-                                   rules=self.rules)
-        return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings,
-                       recordings=self.recordings)
-
-    async def talking(self) -> tuple[Session, Transport]:
-        session = self.session()
-        assert await session.prepare()
-        return session, Transport(session.answered("PCMU"))
-
-    async def frames(self, transport: Transport, count: int) -> None:
-        """As many frames of the caller's, each answered by the worker before the next."""
-        for _ in range(count):
-            sent = len(self.worker.heard)
-            while transport.crossing.frames_made <= sent:
-                transport.tick()
-            await until(lambda sent=sent: len(self.worker.said) > sent)  # type: ignore[misc]
-            await until(lambda: not transport.crossing.drained)
-
-    def kinds(self) -> list[str]:
-        return [envelope.event.kind for envelope in self.events.sent]
-
-
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    async with FakeWorker() as worker:
-        yield Bench(worker, tmp_path)
 
 
 async def test_a_call_is_leased_answered_heard_and_ends_with_its_slot_free(bench: Bench) -> None:
@@ -307,143 +212,6 @@ async def test_draining_is_bounded_when_the_line_stands_still(
     assert bench.events.ended.reason is EndReason.SHUTDOWN
 
 
-async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(bench: Bench) -> None:
-    session, transport = await bench.talking()
-    await bench.frames(transport, 6)
-    async with FakeWorker() as other:
-        bench.leases.url = other.url
-        bench.worker.lose_all()
-        await until(lambda: other.opens)
-        assert other.opens[0].resume
-        assert other.opens[0].sampling.seed == bench.worker.opens[0].sampling.seed is not None
-        await until(lambda: other.histories)
-        [history] = other.histories
-        ks = [step.k for step in history.steps]
-        assert ks == list(range(len(ks)))
-        assert len(ks) >= 4, "all that the caller has heard"
-        assert history.control_state["heard"] == 6
-        bench.worker = other
-        while not other.heard:
-            transport.tick()
-            await asyncio.sleep(0.005)
-        assert min(other.heard) >= 6, "the call's clock goes on"
-        assert session.state is State.TALKING
-        session.hung_up()
-        await session.close(200)
-    moved = [event for event in bench.events.of(CallMoved) if isinstance(event, CallMoved)]
-    assert [(event.why, event.steps) for event in moved] == [("closed", len(ks))]
-    assert len(bench.events.of(CallLeased)) == 2
-    assert bench.events.ended.reason is EndReason.CALLER_HUNG_UP
-    assert not bench.leases.held
-
-
-async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
-    session, transport = await bench.talking()
-    await bench.frames(transport, 3)
-    results: list[Result] = []
-    await session.control(Control("call-1", "hold", id="hold"), results.append)
-    await until(lambda: results)
-    bench.worker.deaf_to_controls = True
-    await session.control(Control("call-1", "say", "hello", id="say"), results.append)
-    async with FakeWorker() as other:
-        bench.leases.url = other.url
-        bench.worker.lose_all()
-        await until(lambda: len(other.controls) == 2)
-        assert other.controls == ["hold", "say"]
-        await until(lambda: len(results) == 2)
-        session.hung_up()
-        await session.close(200)
-    assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "held")]
-
-
-async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worker_hold, "MOVE_WITHIN_S", 0.2)
-    session, transport = await bench.talking()
-    await bench.frames(transport, 3)
-    bench.leases.refusal = NoWorker("no worker offers fake")
-    bench.worker.lose_all()
-    await until(lambda: session.state is State.DRAINING)
-    transport.tick(20)
-    await session.over()
-    await session.close(200)
-    assert bench.events.ended.reason is EndReason.WORKER_LOST
-    assert "closed" in bench.events.ended.detail
-
-
-async def test_a_caller_who_hangs_up_while_their_call_moves_waits_for_nobody(bench: Bench) -> None:
-    session, transport = await bench.talking()
-    await bench.frames(transport, 3)
-    bench.leases.refusal = NoWorker("no worker offers fake")
-    bench.worker.lose_all()
-    await asyncio.sleep(0.1)
-    assert session.state is State.TALKING
-    session.hung_up()
-    async with asyncio.timeout(3):
-        await session.close(200)
-    assert bench.events.ended.reason is EndReason.CALLER_HUNG_UP
-
-
-async def test_a_worker_that_is_lost_before_the_answer_ends_the_call(bench: Bench) -> None:
-    session = bench.session()
-    await session.prepare()
-    bench.worker.lose_all()
-    async with asyncio.timeout(5):
-        await session.over()
-    await session.close(503)
-    assert bench.events.ended.reason is EndReason.WORKER_LOST
-
-
-async def test_a_lease_is_renewed_as_long_as_the_call_lasts(bench: Bench) -> None:
-    bench.lease_s = 0.06
-    session = bench.session()
-    await session.prepare()
-    await until(lambda: bench.leases.renewed >= 4)
-    await session.close()
-    renewed = bench.leases.renewed
-    await asyncio.sleep(0.1)
-    assert bench.leases.renewed == renewed
-
-
-async def test_a_lost_lease_ends_the_call(bench: Bench) -> None:
-    bench.lease_s = 0.06
-    bench.leases.renewal = LeaseLost("another call's now")
-    session, transport = await bench.talking()
-    transport.tick()
-    async with asyncio.timeout(5):
-        await session.over()
-    await session.close()
-    assert "lease lost" in bench.events.ended.detail
-
-
-async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_lease(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
-    bench.lease_s = 0.6
-    bench.leases.renewal = RoutingUnavailable("Redis is away")
-    session, transport = await bench.talking()
-    await asyncio.sleep(0.3)
-    bench.leases.renewal = None
-    await until(lambda: bench.leases.renewed)
-    assert session.state is State.TALKING
-    await bench.frames(transport, 1)
-    await session.close()
-
-
-async def test_a_call_whose_lease_has_run_out_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
-    bench.lease_s = 0.1
-    bench.leases.renewal = RoutingUnavailable("Redis is away")
-    session, transport = await bench.talking()
-    transport.tick()
-    async with asyncio.timeout(5):
-        await session.over()
-    await session.close()
-    assert "ran out" in bench.events.ended.detail
-
-
 async def test_frames_that_the_worker_never_answers_are_counted_as_missing(bench: Bench) -> None:
     bench.worker.skips = frozenset({2, 3})
     session, transport = await bench.talking()
@@ -588,52 +356,3 @@ async def test_chunks_for_which_nothing_came_are_counted(bench: Bench) -> None:
     [told] = bench.events.of(CallMeasured)
     assert isinstance(told, CallMeasured)
     assert 1 <= next(measure.count for measure in told.measures if measure.name == "concealed") <= 4
-
-
-async def test_a_control_goes_to_the_worker_and_into_the_calls_timeline(bench: Bench) -> None:
-    session, transport = await bench.talking()
-    results: list[Result] = []
-    await bench.frames(transport, 3)
-    await session.control(Control("call-1", "hold", by="ann", id="one"), results.append)
-    await until(lambda: results)
-    assert results == [Result("one", "held", 2, 2)]
-    session.hung_up()
-    await session.control(Control("call-1", "hold", id="late"), results.append)
-    await session.close(200)
-    assert results[1:] == [Result("late", "refused", 3, 3, "the call isn't talking")]
-    taken = [event for event in bench.events.of(ControlTaken) if isinstance(event, ControlTaken)]
-    assert [(event.by, event.action, event.outcome) for event in taken] == [
-        ("ann", "hold", "held"), ("", "hold", "refused")]
-
-
-async def test_an_operator_can_hang_up(bench: Bench) -> None:
-    session, transport = await bench.talking()
-    await bench.frames(transport, 3)
-    results: list[Result] = []
-    await session.control(Control("call-1", "hang_up", by="ann", id="bye"), results.append)
-    ending = asyncio.create_task(session.over())
-    while not ending.done():
-        transport.tick()
-        await asyncio.sleep(0.001)
-    await session.close(200)
-    assert [result.outcome for result in results] == ["done"]
-    assert (bench.events.ended.reason, bench.events.ended.side, bench.events.ended.detail) == (
-        EndReason.OPERATOR_HUNG_UP, "local", "ann")
-
-
-async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: Bench) -> None:
-    bench.rules = (Rule("answered", "hold"), Rule("words", "say", "one moment", words=("a human",)),
-                   Rule("silence", "hang_up", after_s=0.5))
-    bench.worker.words = {3: wire.Text(4, "caller", word="a", first_k=1, last_k=1),
-                          4: wire.Text(5, "caller", word="human", first_k=2, last_k=2)}
-    session, transport = await bench.talking()
-    ending = asyncio.create_task(session.over())
-    while not ending.done():
-        transport.say(0)
-        await asyncio.sleep(0.002)
-    await session.close(200)
-    taken = [(event.by, event.action, event.text, event.outcome) for event in bench.events.of(ControlTaken)
-             if isinstance(event, ControlTaken)]
-    assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "held"),
-                     ("rule 3: silence", "hang_up", "", "done")]
-    assert bench.events.ended.reason is EndReason.OPERATOR_HUNG_UP

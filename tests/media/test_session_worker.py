@@ -1,0 +1,208 @@
+"""A session and its worker: leases, controls, rules, and calls that move."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from call_fakes import FakeWorker, until
+from session_bench import Bench
+
+from calls import wire
+from calls.controls import Control, Result
+from calls.events import (
+    CallLeased,
+    CallMoved,
+    ControlTaken,
+    EndReason,
+)
+from calls.routing import LeaseLost, NoWorker, RoutingUnavailable
+from calls.rules import Rule
+from calls.state import State
+from media import worker_hold
+
+
+async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 6)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        bench.worker.lose_all()
+        await until(lambda: other.opens)
+        assert other.opens[0].resume
+        assert other.opens[0].sampling.seed == bench.worker.opens[0].sampling.seed is not None
+        await until(lambda: other.histories)
+        [history] = other.histories
+        ks = [step.k for step in history.steps]
+        assert ks == list(range(len(ks)))
+        assert len(ks) >= 4, "all that the caller has heard"
+        assert history.control_state["heard"] == 6
+        bench.worker = other
+        while not other.heard:
+            transport.tick()
+            await asyncio.sleep(0.005)
+        assert min(other.heard) >= 6, "the call's clock goes on"
+        assert session.state is State.TALKING
+        session.hung_up()
+        await session.close(200)
+    moved = [event for event in bench.events.of(CallMoved) if isinstance(event, CallMoved)]
+    assert [(event.why, event.steps) for event in moved] == [("closed", len(ks))]
+    assert len(bench.events.of(CallLeased)) == 2
+    assert bench.events.ended.reason is EndReason.CALLER_HUNG_UP
+    assert not bench.leases.held
+
+
+async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    results: list[Result] = []
+    await session.control(Control("call-1", "hold", id="hold"), results.append)
+    await until(lambda: results)
+    bench.worker.deaf_to_controls = True
+    await session.control(Control("call-1", "say", "hello", id="say"), results.append)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        bench.worker.lose_all()
+        await until(lambda: len(other.controls) == 2)
+        assert other.controls == ["hold", "say"]
+        await until(lambda: len(results) == 2)
+        session.hung_up()
+        await session.close(200)
+    assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "held")]
+
+
+async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_hold, "MOVE_WITHIN_S", 0.2)
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    bench.leases.refusal = NoWorker("no worker offers fake")
+    bench.worker.lose_all()
+    await until(lambda: session.state is State.DRAINING)
+    transport.tick(20)
+    await session.over()
+    await session.close(200)
+    assert bench.events.ended.reason is EndReason.WORKER_LOST
+    assert "closed" in bench.events.ended.detail
+
+
+async def test_a_caller_who_hangs_up_while_their_call_moves_waits_for_nobody(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    bench.leases.refusal = NoWorker("no worker offers fake")
+    bench.worker.lose_all()
+    await asyncio.sleep(0.1)
+    assert session.state is State.TALKING
+    session.hung_up()
+    async with asyncio.timeout(3):
+        await session.close(200)
+    assert bench.events.ended.reason is EndReason.CALLER_HUNG_UP
+
+
+async def test_a_worker_that_is_lost_before_the_answer_ends_the_call(bench: Bench) -> None:
+    session = bench.session()
+    await session.prepare()
+    bench.worker.lose_all()
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close(503)
+    assert bench.events.ended.reason is EndReason.WORKER_LOST
+
+
+async def test_a_lease_is_renewed_as_long_as_the_call_lasts(bench: Bench) -> None:
+    bench.lease_s = 0.06
+    session = bench.session()
+    await session.prepare()
+    await until(lambda: bench.leases.renewed >= 4)
+    await session.close()
+    renewed = bench.leases.renewed
+    await asyncio.sleep(0.1)
+    assert bench.leases.renewed == renewed
+
+
+async def test_a_lost_lease_ends_the_call(bench: Bench) -> None:
+    bench.lease_s = 0.06
+    bench.leases.renewal = LeaseLost("another call's now")
+    session, transport = await bench.talking()
+    transport.tick()
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close()
+    assert "lease lost" in bench.events.ended.detail
+
+
+async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
+    bench.lease_s = 0.6
+    bench.leases.renewal = RoutingUnavailable("Redis is away")
+    session, transport = await bench.talking()
+    await asyncio.sleep(0.3)
+    bench.leases.renewal = None
+    await until(lambda: bench.leases.renewed)
+    assert session.state is State.TALKING
+    await bench.frames(transport, 1)
+    await session.close()
+
+
+async def test_a_call_whose_lease_has_run_out_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
+    bench.lease_s = 0.1
+    bench.leases.renewal = RoutingUnavailable("Redis is away")
+    session, transport = await bench.talking()
+    transport.tick()
+    async with asyncio.timeout(5):
+        await session.over()
+    await session.close()
+    assert "ran out" in bench.events.ended.detail
+
+
+async def test_a_control_goes_to_the_worker_and_into_the_calls_timeline(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    results: list[Result] = []
+    await bench.frames(transport, 3)
+    await session.control(Control("call-1", "hold", by="ann", id="one"), results.append)
+    await until(lambda: results)
+    assert results == [Result("one", "held", 2, 2)]
+    session.hung_up()
+    await session.control(Control("call-1", "hold", id="late"), results.append)
+    await session.close(200)
+    assert results[1:] == [Result("late", "refused", 3, 3, "the call isn't talking")]
+    taken = [event for event in bench.events.of(ControlTaken) if isinstance(event, ControlTaken)]
+    assert [(event.by, event.action, event.outcome) for event in taken] == [
+        ("ann", "hold", "held"), ("", "hold", "refused")]
+
+
+async def test_an_operator_can_hang_up(bench: Bench) -> None:
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    results: list[Result] = []
+    await session.control(Control("call-1", "hang_up", by="ann", id="bye"), results.append)
+    ending = asyncio.create_task(session.over())
+    while not ending.done():
+        transport.tick()
+        await asyncio.sleep(0.001)
+    await session.close(200)
+    assert [result.outcome for result in results] == ["done"]
+    assert (bench.events.ended.reason, bench.events.ended.side, bench.events.ended.detail) == (
+        EndReason.OPERATOR_HUNG_UP, "local", "ann")
+
+
+async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: Bench) -> None:
+    bench.rules = (Rule("answered", "hold"), Rule("words", "say", "one moment", words=("a human",)),
+                   Rule("silence", "hang_up", after_s=0.5))
+    bench.worker.words = {3: wire.Text(4, "caller", word="a", first_k=1, last_k=1),
+                          4: wire.Text(5, "caller", word="human", first_k=2, last_k=2)}
+    session, transport = await bench.talking()
+    ending = asyncio.create_task(session.over())
+    while not ending.done():
+        transport.say(0)
+        await asyncio.sleep(0.002)
+    await session.close(200)
+    taken = [(event.by, event.action, event.text, event.outcome) for event in bench.events.of(ControlTaken)
+             if isinstance(event, ControlTaken)]
+    assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "held"),
+                     ("rule 3: silence", "hang_up", "", "done")]
+    assert bench.events.ended.reason is EndReason.OPERATOR_HUNG_UP
