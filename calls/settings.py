@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     # leases
     heartbeat_s: Seconds = Field(1.0, description="between two signs of life of a worker or bridge")
     expiry_s: Seconds = Field(5.0, description="after which a silent worker or bridge counts as dead")
+    move_within_s: Seconds = Field(15.0, description="for which a call whose worker is lost waits for another one")
     lease_s: Seconds = Field(6.0, description="length of a lease; renewed at a third of it")
 
     # SIP

@@ -84,7 +84,7 @@ class CallBridge:
         """A call has come in; `events` in place of this process's, to overhear them."""
         settings = SessionSettings(
             self._settings.lease_s, self._settings.data_dir, records=self._settings.recording == "on",
-            rules=self._settings.rules)
+            move_within_s=self._settings.move_within_s, rules=self._settings.rules)
         return Session(uuid.uuid4().hex, received, model, leases=self._router, events=events or self._events,
                        recordings=self._recordings, settings=settings)
 

@@ -87,6 +87,7 @@ class SessionSettings:
     data_dir: Path  # the token log goes into its folder `calls`
     kept_steps: int = 3000  # of the token log: the length of the longest context
     records: bool = False  # from the answer on
+    move_within_s: float = 15.0  # for another worker, where one is lost
     rules: tuple[Rule, ...] = ()  # what the agent does without an operator
 
 
@@ -118,7 +119,7 @@ class Session:
         self._why: _Why | None = None
         self._ended_at: datetime | None = None
         self._fence = 0  # of our events: the lease's, once a worker is ready
-        self._worker = WorkerHold(call, model, leases, settings.lease_s, self._over)
+        self._worker = WorkerHold(call, model, leases, settings.lease_s, settings.move_within_s, self._over)
         self._heard: deque[tuple[int, bytes]] = deque(maxlen=FRAMES_KEPT)  # the caller's last ones, for a move
         self._worker_lost = False
         self._listener: asyncio.Task[None] | None = None

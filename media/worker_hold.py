@@ -20,7 +20,6 @@ from media.worker_link import Moved, WorkerLink, WorkerLost
 log = logging.getLogger(__name__)
 
 CONNECT_ATTEMPTS = 2  # leases tried when a worker turns out to be gone
-MOVE_WITHIN_S = 15.0  # for a call whose worker is lost; a worker of its own machine may have to start again
 MOVE_PAUSE_S = (0.05, 0.5)  # first and longest between two tries
 RETRY_RENEWAL_S = 0.5  # while Redis is away
 
@@ -46,12 +45,14 @@ class _Kept:
 class WorkerHold:
     """One call's. `over` is set when the call has ended: then nothing is tried any more."""
 
-    def __init__(self, call: str, model: str, leases: Leases, lease_s: float, over: asyncio.Event) -> None:
+    def __init__(self, call: str, model: str, leases: Leases, lease_s: float, move_within_s: float,
+                 over: asyncio.Event) -> None:
         self.link: WorkerLink | None = None
         self.moving = False
         # the bridge draws the seed, so that a call that moves goes on drawing as it did
         self.sampling = wire.SamplingSettings(seed=secrets.randbits(63))
-        self._call, self._model, self._leases, self._lease_s, self._over = call, model, leases, lease_s, over
+        self._call, self._model, self._leases, self._over = call, model, leases, over
+        self._lease_s, self._move_within_s = lease_s, move_within_s
         self._loop = asyncio.get_running_loop()
         self._kept: _Kept | None = None
         self._opening: asyncio.Task[WorkerLink] | None = None
@@ -88,7 +89,7 @@ class WorkerHold:
 
     async def move(self, brought: Callable[[], Moved]) -> bool:
         """The worker is lost: another one, or the same again, that is handed what the call brings along by then. False
-        when there is none within MOVE_WITHIN_S, or when the call ends meanwhile."""
+        when there is none within `move_within_s`, or when the call ends meanwhile."""
         before, self.link = self.link, None
         if before is not None:
             self._dropped += before.frames_dropped
@@ -100,7 +101,7 @@ class WorkerHold:
             self.moving = False
 
     async def _move(self, brought: Callable[[], Moved]) -> bool:
-        deadline, pause_s = self._loop.time() + MOVE_WITHIN_S, MOVE_PAUSE_S[0]
+        deadline, pause_s = self._loop.time() + self._move_within_s, MOVE_PAUSE_S[0]
         while not self._over.is_set() and self._loop.time() < deadline:
             try:
                 lease = await self._acquire()

@@ -30,7 +30,7 @@ class FakeWorker:
     ready_after_s: float = 0.0
     says: bytes | None = None  # in every frame, in place of the echo
     us_to_boundary: int = 0
-    dies_at_k: int | None = None
+    dies_at_k: int | None = None  # and takes no call any more
     skips: frozenset[int] = frozenset()  # frames that it never answers
     words: dict[int, wire.Text] = field(default_factory=dict)  # sent after the step of this k
     last_word: wire.Text | None = None  # sent when the call ends
@@ -89,6 +89,7 @@ class FakeWorker:
                 case wire.Audio(k, pcm):
                     self.heard[k] = pcm
                     if k == self.dies_at_k:
+                        self.refuses = "draining"
                         connection.transport.abort()
                         return
                     if not self.mute and k not in self.skips:

@@ -67,12 +67,13 @@ class Bench:
         self.events = FakeEvents()
         self.data_dir = tmp_path
         self.lease_s = 60.0
+        self.move_within_s = 15.0
         self.recordings: Kept | None = None
         self.rules: tuple[Rule, ...] = ()
 
     def session(self) -> Session:
         settings = SessionSettings(self.lease_s, self.data_dir, records=self.recordings is not None,
-                                   rules=self.rules)
+                                   move_within_s=self.move_within_s, rules=self.rules)
         return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings,
                        recordings=self.recordings)
 

@@ -132,7 +132,8 @@ def running(redis_url: str, folder: Path, **settings: object) -> Iterator[Bridge
     folder.mkdir(exist_ok=True)
     log = folder / "bridge.log"
     given = {"redis_url": redis_url, "secret": "s" * 32, "sip_port": port, "model": MODEL, "data_dir": folder,
-             "drain_s": 0.2, "lease_s": 3.0, "rtp_port": 20000 + port % 10000 // 2 * 2, **settings}
+             "drain_s": 0.2, "lease_s": 3.0, "move_within_s": 1.0, "rtp_port": 20000 + port % 10000 // 2 * 2,
+             **settings}
     environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in given.items()}}
     with log.open("wb") as file:
         process = subprocess.Popen([sys.executable, "-c", _RUN], env=environment, stdout=file, stderr=file)

@@ -102,7 +102,8 @@ async def running(redis: Redis, redis_url: str, data_dir: Path, **given: Any) ->
     """Ends with all calls ended and nothing left of them."""
     async with open_redis(redis_url) as own, FakeWorker() as worker:
         await worker_lives(redis, worker)
-        bridge = WebBridge(Settings(data_dir=data_dir, **({"webrtc_calls": 3, "drain_s": 0.2} | given)), own, b"s" * 32)
+        usual = {"webrtc_calls": 3, "drain_s": 0.2, "move_within_s": 0.5}
+        bridge = WebBridge(Settings(data_dir=data_dir, **(usual | given)), own, b"s" * 32)
         running = asyncio.create_task(bridge.run())
         bench = WebBench(bridge, worker, redis, Offers(redis))
         async with asyncio.timeout(5):

@@ -71,10 +71,8 @@ async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
     assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "held")]
 
 
-async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(worker_hold, "MOVE_WITHIN_S", 0.2)
+async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(bench: Bench) -> None:
+    bench.move_within_s = 0.2
     session, transport = await bench.talking()
     await bench.frames(transport, 3)
     bench.leases.refusal = NoWorker("no worker offers fake")

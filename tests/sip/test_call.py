@@ -35,7 +35,7 @@ def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def nothing_left(around: Surroundings, bridge: Bridge) -> Iterator[None]:
     """Every test begins and ends with all slots free."""
-    around.worker.__dict__.update(says=None, ready_after_s=0.0, mute=False, dies_at_k=None)
+    around.worker.__dict__.update(says=None, ready_after_s=0.0, mute=False, dies_at_k=None, refuses="")
     around.set(slots=4, draining=False)
     yield
     assert around.no_lease_is_left()

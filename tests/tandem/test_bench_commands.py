@@ -18,7 +18,7 @@ from tandem.scripted_calls import LiveWords, on_phone_clock
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--rows", "voice"], "tandem: --rows voice: give some of voices, phrasings, "),
+    (["--rows", "voice"], "tandem: --rows voice: give some of voices, evenly, phrasings, "),
     (["--band", "fm"], "tandem: --band fm: give one of clean, wide_band, phone"),
     (["--rows", "speak", "--sip"], "tandem: --rows speak: forces the text stream, which works offline only"),
     (["--rows", "voices", "--uri", "sip:agent@127.0.0.1", "--text-only"], "tandem: --uri: TANDEM_REDIS_URL must name"),

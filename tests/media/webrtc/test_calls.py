@@ -318,6 +318,7 @@ async def test_a_lost_worker_ends_the_call_and_the_page_is_told_why(bench: WebBe
     peer = bench.peer()
     call = await bench.call(peer)
     await wait_for(lambda: len(bench.worker.heard) >= 4)
+    bench.worker.refuses = "draining"
     bench.worker.lose_all()
     assert (await bench.ended(call)).reason is EndReason.WORKER_LOST
     await wait_for(lambda: peer.told[-1] == {"type": "state", "state": "ended", "reason": "worker_lost"})
