@@ -244,21 +244,23 @@ async def test_a_page_that_goes_away_ends_its_call(web: Web, browser: Browser) -
 
 
 async def test_hanging_up_while_it_connects_leaves_nothing(web: Web, browser: Browser) -> None:
-    before = await calls_so_far(web)
+    before, answered = await calls_so_far(web), asyncio.Event()
+
+    async def late(route: Route) -> None:
+        response = await route.fetch()
+        answered.set()  # by Tandem; the page doesn't know yet
+        await asyncio.sleep(0.5)
+        await route.fulfill(response=response)
+
     async with visiting(browser, shop(web, agent="agent", consented="")) as visitor:
-        await visitor.page.route("**/api/web/calls", lambda route: _late(route, 0.5))
+        await visitor.page.route("**/api/web/calls", late)
         await visitor.presses("Start talking")
-        await visitor.reaches("connecting")
+        async with asyncio.timeout(15):
+            await answered.wait()
         await visitor.presses("End call")
         await visitor.reaches("idle")
         [row] = await ended_calls(web, before)
     assert row.answered_at is None
-
-
-async def _late(route: Route, seconds: float) -> None:
-    response = await route.fetch()
-    await asyncio.sleep(seconds)
-    await route.fulfill(response=response)
 
 
 # What goes wrong, each with its own words
