@@ -22,7 +22,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from calls import taps
 from calls.connect import as_text, script
+from calls.controls import place_key
 from calls.routing import RoutingUnavailable, health
 
 WAIT_S = 8.0  # from an offer to its answer, a lease and a worker that gets ready included
@@ -36,9 +38,10 @@ Text = Annotated[str, Field(max_length=2048)]
 
 @dataclass(frozen=True)
 class Request:
-    """What a WebRTC process is asked: a new call, a later offer of one, or its end."""
+    """What a WebRTC process is asked: a new call, a later offer of one, or its end; an operator's ear on a call that
+    runs (calls/taps.py), or that they may still listen."""
 
-    kind: Literal["call", "offer", "end"]
+    kind: Literal["call", "offer", "end", "tap", "renew"]
     id: Text
     expires: float  # Unix seconds
     call: Text = ""
@@ -48,6 +51,8 @@ class Request:
     client: Text = ""  # the browser's address
     visitor: Text = ""  # who it is, when the site says so
     reference: Text = ""  # the call token's own id
+    tap: Text = ""  # where the call's bridge lets operators in
+    grant: Text = ""  # with which it does
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,27 @@ class Offers:
             return Answer("call_over", "the call is over")
         return await self._ask(bridge, Request("end", "", 0.0, call=call))
 
+    async def tap(self, call: str, by: str, sdp: str, secret: bytes) -> Answer:
+        """An operator's ear on a call that runs: at the least loaded process, which connects to the call's bridge. The
+        answer's `call` is the connection's id. Who may is the caller's to have checked."""
+        there = await self._bridge_of(call)
+        of_call = next((each for each in (await health(self._redis)).bridges if each.bridge == there), None)
+        if of_call is None:
+            return Answer("call_over", "the call isn't running")
+        process = await self._least_loaded([])
+        if process is None or not of_call.tap:
+            return Answer("unavailable", "no WebRTC process is alive" if of_call.tap else "its bridge lets nobody in")
+        grant = taps.Grant(taps.new_id(process), call, by)
+        return await self._ask(process, Request(
+            "tap", "", 0.0, call=call, sdp=sdp, tap=of_call.tap, grant=taps.sign(grant, secret, time.time())))
+
+    async def renew(self, tap: str, by: str) -> Answer:
+        """They may still listen."""
+        process = taps.process_of(tap)
+        if not await self._lives(process):
+            return Answer("call_over", "you don't listen any more")
+        return await self._ask(process, Request("renew", "", 0.0, call=tap, client=by))
+
     async def _least_loaded(self, but: list[str]) -> str | None:
         """The process that takes calls and has the fewest for its size, but none of these. It may be full: then it
         says so itself, and the call that it doesn't take has a row."""
@@ -113,6 +139,13 @@ class Offers:
                  if bridge.protocol == "webrtc" and bridge.capacity and bridge.bridge not in but]
         random.shuffle(found)  # among the equally loaded
         return min(found, key=lambda bridge: bridge.calls / bridge.capacity).bridge if found else None
+
+    async def _bridge_of(self, call: str) -> str | None:
+        try:
+            there = await self._redis.get(place_key(call))
+        except (RedisError, OSError) as error:
+            raise RoutingUnavailable(f"Redis: {error}") from error
+        return None if there is None else as_text(there)
 
     async def _lives(self, bridge: str) -> bool:
         return any(found.bridge == bridge for found in (await health(self._redis)).bridges)

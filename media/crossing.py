@@ -22,6 +22,7 @@ from media.audio import CHUNK_BYTES, CHUNK_S, SILENT_CHUNK
 from media.framing import Frame, Framer, leading_chunks
 from media.playout import IN_HAND_SHAKY, Counts, Heard, Playout
 from media.recorder import Taped
+from media.taps import Voice
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ class Crossing:
         self._closed = False
         self._failed = False
         self._tape: deque[Taped] = deque(maxlen=TAPE_WAITING)
-        self._now = (0, SILENT_CHUNK)  # of the tick that goes on: its number, what is heard in it
+        self._now = (0, SILENT_CHUNK, False)  # of this tick: its number, what is heard, if by an operator
+        self._voice: Voice | None = None  # an operator's, in the agent's place
         self.began: Began | None = None
         self.dropped = 0
 
@@ -73,7 +75,8 @@ class Crossing:
                 if self._closed:
                     return SILENT_CHUNK
                 playout = self._playout or self._begin()
-                self._now = playout.tick, playout.pop()
+                tick, agents, voice = playout.tick, playout.pop(), self._voice
+                self._now = tick, agents if voice is None else voice.pop(), voice is not None
                 return self._now[1]
         except Exception:  # noqa: BLE001 - the clock thread's edge, logged
             self._fail()
@@ -89,7 +92,8 @@ class Crossing:
                 return
             if chunk is None or len(chunk) != CHUNK_BYTES:
                 chunk = None
-            self._tape.append(Taped(*self._now, chunk or SILENT_CHUNK))
+            tick, heard, by_operator = self._now
+            self._tape.append(Taped(tick, heard, chunk or SILENT_CHUNK, by_operator))
             frame = self._framer.push(chunk, self._monotonic(), concealed=concealed)
             if frame is not None:
                 waiting = len(self._frames)
@@ -129,6 +133,11 @@ class Crossing:
         """Queue the agent's frame k to be heard; see Playout.push."""
         with self._lock:
             return self._playout is not None and self._playout.push(k, pcm)
+
+    def speak_for_agent(self, voice: Voice | None) -> None:
+        """The caller hears this voice from the next tick on, and nothing of the agent's; None: the agent again."""
+        with self._lock:
+            self._voice = voice
 
     def take_heard(self) -> list[Heard]:
         with self._lock:

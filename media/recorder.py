@@ -46,6 +46,7 @@ class Taped(NamedTuple):
     tick: int  # of the call's clock: its samples begin at CHUNK * tick
     heard: bytes
     said: bytes
+    by_operator: bool = False  # what was heard: an operator talked in the agent's place
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Tape:
 
     def take(self, pieces: Sequence[Taped]) -> None:
         for piece in pieces:
-            self.turns.hear(piece.tick, rms(piece.heard), rms(piece.said))
+            self.turns.hear(piece.tick, rms(piece.heard), rms(piece.said), by_operator=piece.by_operator)
         if self._recorder is not None:
             self._recorder.take(pieces)
 

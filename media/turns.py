@@ -64,7 +64,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._agent, self._caller = _Side(), _Side(floor_db=SPEECH_DB - ABOVE_NOISE_DB)
-        self._now_s = 0.0
+        self._now_s = self._operator_s = 0.0
         self._asked_s: float | None = None  # the caller's end, while it waits for an answer
         self._answered_s: float | None = None  # the agent's end, while it waits for the caller
         self._into_s: float | None = None  # the caller's begin, where they speak into the agent's speech
@@ -74,9 +74,12 @@ class Turns:
         self.overlap_s = 0.0
         self.overlaps = self.interruptions = self.backchannels = 0
 
-    def hear(self, tick: int, heard_rms: float, said_rms: float) -> None:
-        """The piece of this tick; ticks rise. RMS of 1.0 is full scale."""
+    def hear(self, tick: int, heard_rms: float, said_rms: float, *, by_operator: bool = False) -> None:
+        """The piece of this tick; ticks rise. RMS of 1.0 is full scale. What an operator says in the agent's place is
+        no answer of the agent's, but no quiet either."""
         at_s = tick * CHUNK_S
+        if by_operator:
+            self._operator_s, heard_rms = at_s, 0.0
         self._now_s = at_s
         agent, caller = self._agent, self._caller
         caller_begins, caller_ends = caller.hear(at_s, said_rms)
@@ -100,7 +103,7 @@ class Turns:
         """For how long nobody has spoken: since the call began, where nobody has yet."""
         if self._agent.speaking or self._caller.speaking:
             return 0.0
-        return self._now_s - max(0.0, self._agent.ended_s, self._caller.ended_s)
+        return self._now_s - max(0.0, self._agent.ended_s, self._caller.ended_s, self._operator_s)
 
     @property
     def caller_spoke(self) -> bool:

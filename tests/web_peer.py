@@ -175,6 +175,17 @@ def _content(data: bytes) -> Any:
         return data
 
 
+def returned(sent: np.ndarray, peer: WebPeer) -> tuple[float, float]:
+    """How much later `sent` lies in what was heard, in seconds, and how like it is."""
+    heard = np.concatenate(peer.heard).astype(np.float64)
+    said = sent.astype(np.float64)
+    size = 1 << (heard.size + said.size).bit_length()
+    likeness = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size)
+    lag = int(likeness[:heard.size].argmax())
+    length = min(said.size, heard.size - lag)
+    return lag / RATE, float(np.corrcoef(heard[lag:lag + length], said[:length])[0, 1])
+
+
 async def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():

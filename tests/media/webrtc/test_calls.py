@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from call_fakes import word
-from call_peers import free_port, speech
+from call_peers import free_port
 from redis.asyncio import Redis
 from web_bench import ABOUT, WebBench, running
-from web_peer import PIECE, RATE, Http, Microphone, WebPeer, on_loopback, wait_for
+from web_peer import PIECE, RATE, Http, Microphone, WebPeer, on_loopback, returned, wait_for
 from web_role import serving
 
 from calls.events import (
@@ -31,26 +30,6 @@ from media.token_log import token_log_path
 from media.webrtc import call as call_module
 from media.webrtc.ice import BadAddress
 from media.webrtc.peer import MESSAGE_BYTES
-
-
-@pytest.fixture(scope="module")
-def hello(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
-    """4 s of speech at 48 kHz, int16."""
-    folder = tmp_path_factory.mktemp("speech")
-    said = speech(folder / "hello.wav", "Hello, six sixty seven. This is a rather long test of the line.", 4.0)
-    subprocess.run(["sox", str(said), "-r", str(RATE), "-b", "16", "-c", "1", str(folder / "48.raw")], check=True)
-    return np.fromfile(folder / "48.raw", np.int16)
-
-
-def returned(sent: np.ndarray, peer: WebPeer) -> tuple[float, float]:
-    """How much later `sent` lies in what was heard, in seconds, and how like it is."""
-    heard = np.concatenate(peer.heard).astype(np.float64)
-    said = sent.astype(np.float64)
-    size = 1 << (heard.size + said.size).bit_length()
-    likeness = np.fft.irfft(np.fft.rfft(heard, size) * np.conj(np.fft.rfft(said, size)), size)
-    lag = int(likeness[:heard.size].argmax())
-    length = min(said.size, heard.size - lag)
-    return lag / RATE, float(np.corrcoef(heard[lag:lag + length], said[:length])[0, 1])
 
 
 async def test_what_a_browser_says_comes_back_as_it_was(bench: WebBench, hello: np.ndarray) -> None:
