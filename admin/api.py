@@ -18,7 +18,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response
 
+from admin import api_configuration
 from admin.access import Access
+from admin.configuring import Configuring
 from admin.errors import UNAVAILABLE
 from admin.messages import (
     address_of,
@@ -52,7 +54,7 @@ class Api:
         self._service, self._access = service, access
         self._connections = 0
 
-    def router(self) -> APIRouter:
+    def router(self, configuring: Configuring) -> APIRouter:
         router, service = APIRouter(prefix=PREFIX), self._service
 
         async def by_key(request: Request) -> Actor:
@@ -100,6 +102,8 @@ class Api:
                           actor: Actor = known) -> JSONResponse:
             """Give a control. With `wait`, seconds, the answer tells what became of it, if that is known by then."""
             return await give(service, actor, call, request, wait)
+
+        router.include_router(api_configuration.routes(configuring, by_key))
 
         @router.websocket("/calls/{call}/live")
         async def live(socket: WebSocket, call: str) -> None:

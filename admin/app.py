@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,35 +13,44 @@ from redis.asyncio import Redis
 from admin import metrics, web_files
 from admin.access import Access
 from admin.api import Api
+from admin.configuring import Configuring
 from admin.dashboard import Dashboard
 from admin.errors import answer_errors
 from admin.service import Service
 from admin.sign_in import SignIn
 from admin.web_calls import WebCalls
+from calls.configuration import Follower
 from calls.routing import RoutingUnavailable, health
 from calls.settings import Settings
 from calls.store import Store
+
+LAST_S = 3.0  # at the end, for what runs beside the requests
 
 
 def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) -> FastAPI:
     """The application over a Redis client and a store, which it closes at its end; `secret` signs what browsers are
     given."""
     service, access = Service(redis, store), Access(redis, store)
+    configuring, configuration = Configuring(redis, store, settings), Follower(redis, settings)
     sign_in = SignIn(access, secret)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        beside = [asyncio.create_task(work) for work in (configuring.run(), configuration.run())]
         yield
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside, timeout=LAST_S)
         await service.close()
         await store.close()
         await redis.aclose()
 
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
-    app.include_router(Api(service, access).router())
+    app.include_router(Api(service, access).router(configuring))
     app.include_router(sign_in.router())
     app.include_router(Dashboard(service, access, sign_in, settings).router())
-    app.include_router(WebCalls(settings, redis, secret).router())
+    app.include_router(WebCalls(settings, redis, secret, configuration).router())
     app.include_router(web_files.router())
 
     if settings.metrics_token is not None:

@@ -6,12 +6,12 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from admin.service import NotAllowed, WholeCall
@@ -32,6 +32,8 @@ from calls.wire import MAX_LINE, SamplingSettings
 BODY_BYTES = 16 * 1024
 BODY_S = 10.0  # for all of it to come
 MOST_FIELDS = 100  # of a form
+
+Parsed = TypeVar("Parsed")
 
 
 class ControlBody(BaseModel):
@@ -60,15 +62,15 @@ class Form:
         return [value for field, value in self._fields if field == name]
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, most: int = BODY_BYTES) -> bytes:
     """All of it. Raises NotAllowed where it is too large, or doesn't come."""
     data = b""
     try:
         async with asyncio.timeout(BODY_S):
             async for part in request.stream():
                 data += part
-                if len(data) > BODY_BYTES:
-                    raise NotAllowed(413, "too_large", f"A request has at most {BODY_BYTES} bytes.")
+                if len(data) > most:
+                    raise NotAllowed(413, "too_large", f"A request has at most {most} bytes.")
     except (TimeoutError, ClientDisconnect):
         raise NotAllowed(400, "bad_request", "The request didn't come whole.") from None
     return data
@@ -83,9 +85,9 @@ async def read_form(request: Request) -> Form:
     return Form([(name, value.replace("\0", "\ufffd")) for name, value in fields])  # Postgres's text can't hold it
 
 
-async def read_json(request: Request) -> Any:
+async def read_json(request: Request, most: int = BODY_BYTES) -> Any:
     """Raises NotAllowed."""
-    data = await read_body(request)
+    data = await read_body(request, most)
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -103,6 +105,18 @@ def object_of(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise NotAllowed(400, "bad_request", "A message is a JSON object.")
     return value
+
+
+def parsed(adapter: TypeAdapter[Parsed], value: Any) -> Parsed:
+    """What comes from outside, as what it shall be. Raises NotAllowed."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        raise NotAllowed(422, "bad_request", f"{where}: {first['msg'].removeprefix('Value error, ')}.") from None
+    except (RecursionError, UnicodeError):
+        raise NotAllowed(422, "bad_request", "The request holds what no text can.") from None
 
 
 def control_of(body: Any, call: str, by: str) -> Control:

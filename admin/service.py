@@ -43,6 +43,8 @@ class NotAllowed(Exception):
 class Permission(StrEnum):
     SEE = "see calls"
     ACT = "act on calls"
+    ERASE = "erase calls"
+    CONFIGURE = "change the configuration"
     KEYS = "manage keys"
     OPERATORS = "manage operators"
     AUDIT = "read the audit"
@@ -53,7 +55,8 @@ ROLES: Mapping[Role, frozenset[Permission]] = {
     Role.OPERATOR: frozenset({Permission.SEE, Permission.ACT}),
     Role.ADMIN: frozenset(Permission),
 }
-SCOPES: Mapping[Scope, Permission] = {Scope.READ: Permission.SEE, Scope.CONTROL: Permission.ACT}
+SCOPES: Mapping[Scope, Permission] = {Scope.READ: Permission.SEE, Scope.CONTROL: Permission.ACT,
+                                      Scope.ERASE: Permission.ERASE, Scope.CONFIGURE: Permission.CONFIGURE}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from redis.asyncio import Redis
 from starlette.requests import ClientDisconnect
 
 from calls import turn
+from calls.agents import Agent
+from calls.configuration import Follower
 from calls.offers import Answer, Offers
 from calls.routing import RoutingUnavailable
 from calls.settings import Settings
@@ -90,8 +92,8 @@ Handler = Callable[[Asked], Awaitable[Response]]
 class WebCalls:
     """The routes' work."""
 
-    def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, redis: Redis, secret: bytes, configuration: Follower) -> None:
+        self._settings, self._configuration = settings, configuration
         self._sites = settings.sites
         self._tokens = WebTokens(secret)
         self._offers = Offers(redis)
@@ -170,13 +172,18 @@ class WebCalls:
             if not await self._guard.use(f"visitor {key}", signed.id, SITE_GOOD_FOR_S + 2 * LEEWAY_S):
                 raise Refused("bad_token", "This visitor's token has been used already.")
             visitor, agent = signed.name, signed.agent or agent
-        agent = site.agents[0] if agent is None else agent
-        if agent not in site.agents:
-            raise Refused("unknown_agent", "There is no such agent here.")
-        token = self._tokens.call(key, asked.origin, agent, visitor, time.time())
+        found = self._agent(site.agents[0] if agent is None else agent, site)
+        token = self._tokens.call(key, asked.origin, found.name, visitor, time.time())
         return JSONResponse({
-            "token": token, "expires_in": CALL_GOOD_FOR_S, "ice_servers": self._ice_servers(), "agent": agent,
-            "recorded": self._settings.recording == "on"}, 201)
+            "token": token, "expires_in": CALL_GOOD_FOR_S, "ice_servers": self._ice_servers(), "agent": found.name,
+            "recorded": found.recorded and self._settings.recording == "on"}, 201)
+
+    def _agent(self, wanted: Any, site: Site) -> Agent:
+        """Whom the page asks for: by a public key, or by a name or number that the site may call."""
+        agent = self._configuration.now.named(wanted) if isinstance(wanted, str) else None
+        if agent is None or not ({wanted, agent.name} & set(site.agents) or wanted == agent.public_key):
+            raise Refused("unknown_agent", "There is no such agent here.")
+        return agent
 
     async def _new_call(self, asked: Asked) -> Response:
         token = self._tokens.read_call(asked.bearer or "", time.time())

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from agent.admission import Load
 from agent.engine import Engine, Sampling, StepInputs, StepOutputs
 from agent.monologue import FREE, Command, Force, Monologue, Outcome
 from agent.scheduler import Frame, Scheduler
@@ -33,6 +34,14 @@ class Stepped:
     step: Step
     pcm: bytes  # s16le, the agent's frame
     outcomes: tuple[Outcome, ...] = ()  # of commands
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The caller's frame; with `given`, what another worker's step made of it: this one does the same."""
+
+    pcm: bytes  # s16le
+    given: Step | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,8 @@ class DeviceThread:
         self._free = set(range(engine.slots))
         self._seats: dict[int, Seat] = {}
         period_us = engine.info.frame_samples * 1_000_000 // engine.info.sample_rate
-        self._scheduler: Scheduler[bytes] = Scheduler(period_us)
+        self._scheduler: Scheduler[Heard] = Scheduler(period_us)
+        self.load = Load()
         self._behind_us = int(BEHIND * period_us)
         self._changed = threading.Condition()  # guards all of the above
         self._stopping = False
@@ -123,12 +133,13 @@ class DeviceThread:
             self._changed.notify()
             return dropped
 
-    def frame(self, seat: Seat, k: int, pcm: bytes) -> int | None:
-        """Queue frame k of the seat's call; returns the k of the frame that had to give way, if one had."""
+    def frame(self, seat: Seat, k: int, pcm: bytes, given: Step | None = None) -> int | None:
+        """Queue frame k of the seat's call; returns the k of the frame that had to give way, if one had. With
+        `given` the step takes the tokens and codes of that one."""
         with self._changed:
             if self._seats.get(seat.slot) is not seat:
                 return None
-            gone = self._scheduler.add(seat.slot, Frame(k, pcm, now_us()))
+            gone = self._scheduler.add(seat.slot, Frame(k, Heard(pcm, given), now_us()))
             self._changed.notify()
             return gone
 
@@ -174,7 +185,9 @@ class DeviceThread:
         outputs = self.engine.step(_inputs(self.engine, due), transcribe=not behind)
         for one, text in zip(due, outputs.text, strict=True):
             one.took(int(text))
-        _deliver(due, outputs, began_us, now_us() - began_us)
+        ended_us = now_us()
+        self.load.stepped(ended_us, ended_us - began_us)
+        _deliver(due, outputs, began_us, ended_us - began_us)
 
 
 @dataclass
@@ -182,7 +195,7 @@ class _Due:
     """A seat that steps now: its frame, and what it is told."""
 
     seat: Seat
-    frame: Frame[bytes]
+    frame: Frame[Heard]
     commands: list[Command | Resampling]
     force: Force = FREE
     outcomes: list[Outcome] = field(default_factory=list)
@@ -198,12 +211,16 @@ class _Due:
             else:
                 assert seat.monologue is not None, "a model without text takes no commands"
                 self.outcomes += seat.monologue.take(command, k)
-        if seat.monologue is not None:
+        if seat.monologue is not None and self.given is None:
             self.force = seat.monologue.force(k)
+
+    @property
+    def given(self) -> Step | None:
+        return self.frame.payload.given
 
     def took(self, text: int) -> None:
         """After the step, which took this token."""
-        if self.seat.monologue is not None:
+        if self.seat.monologue is not None and self.given is None:
             self.outcomes += self.seat.monologue.took(self.frame.k, text)
 
 
@@ -213,12 +230,15 @@ def _inputs(engine: Engine, due: list[_Due]) -> StepInputs:
     for seat in seats:
         seat.fresh = False
     inputs = StepInputs.free(
-        [seat.slot for seat in seats], fresh, np.stack([from_s16le(one.frame.pcm) for one in due]), engine.info,
+        [seat.slot for seat in seats], fresh, np.stack([from_s16le(one.frame.payload.pcm) for one in due]), engine.info,
         _sampling(engine.default_sampling(len(seats)), seats))
     for row, one in enumerate(due):
         inputs.text_mode[row], inputs.forced_text[row] = one.force.text_mode, one.force.forced_text
         if one.force.muted:
             inputs.forced_audio[row] = engine.silence
+        if one.given is not None:
+            inputs.forced_text[row] = one.given.text
+            inputs.forced_audio[row] = [-1 if code is None else code for code in one.given.agent_codes]
     return inputs
 
 

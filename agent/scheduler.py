@@ -23,7 +23,7 @@ FRAMES_WAITING = 2  # of one call; the next drops the oldest
 @dataclass(frozen=True)
 class Frame(Generic[Payload]):
     k: int
-    pcm: Payload
+    payload: Payload
     arrived_us: int
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import socket
 import time
@@ -21,14 +22,14 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from agent.admission import Admission, Refused
-from agent.device_thread import DeviceThread, Resampling, Seat, Stepped, from_s16le
+from agent.admission import Admission, Overload, Refused, Verdict
+from agent.device_thread import DeviceThread, Resampling, Seat, Stepped, from_s16le, now_us
 from agent.engine import Engine
 from agent.monologue import Action, Command, Monologue, word_splitter
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
 from agent.step import Past
-from calls import wire
+from calls import draining, wire
 from calls.priority import STEP, before_others
 from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
 from calls.settings import Settings, SettingsError
@@ -42,6 +43,7 @@ HISTORY_S = 5.0  # for all of a moved call's history to come
 MOST_HEARD = 512  # frames of the caller's that come with it
 ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge's slot is free after twice that
 FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
+ASKED_AGAIN_S = 30.0  # after which a call that an overloaded worker asked to go may be asked once more
 MORE_CONNECTIONS = 64  # than slots: those that shake hands or are turned away
 MESSAGES_TO_BRIDGE = 64  # about 20 frames; a bridge that takes them slower than they come is cut off
 
@@ -71,6 +73,7 @@ class _Call:
     last_k: int = -1
     too_slow: bool = False
     finished: bool = False  # its bridge said that the call is over
+    asked_at: float = -math.inf  # to go elsewhere
 
 
 class Worker:
@@ -79,6 +82,7 @@ class Worker:
     def __init__(self, settings: Settings, models: Mapping[str, Served], redis: Redis, secret: bytes) -> None:
         self._settings = settings
         self._models = models
+        self._redis = redis
         self._registry = WorkerRegistry(redis, expiry_s=settings.expiry_s)
         self._router = Router(redis, secret, lease_s=settings.lease_s)
         self._admission = Admission(
@@ -87,6 +91,7 @@ class Worker:
         self._failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._devices = {name: DeviceThread(served.engine, self._engine_failed) for name, served in models.items()}
+        self._overload = {name: Overload() for name in models}
         self._calls: dict[str, _Call] = {}
         self._left = asyncio.Event()  # a call has left
         self.url = ""
@@ -126,36 +131,76 @@ class Worker:
             raise SettingsError(f"TANDEM_WORKER_PORT: can't listen on {host}:{port}: {error.strerror}") from None
 
     def stop(self) -> None:
-        """Take no new calls, let the running ones end (bounded by `drain_s`), then return from `run`."""
+        """Take no new calls, have the running ones go elsewhere or end (within `drain_s`), then return from `run`."""
         self._stop.set()
 
     def heartbeat(self) -> Heartbeat:
         return Heartbeat(
             worker=self._admission.worker, epoch=self._admission.epoch, url=self.url,
             models={name: (device.engine.slots, device.used) for name, device in self._devices.items()},
-            draining=self._admission.draining)
+            draining=self._admission.draining,
+            full=tuple(name for name, overload in self._overload.items() if overload.full))
 
     async def _heart(self) -> None:
         """A sign of life every `heartbeat_s`; running calls don't need Redis, so its absence is only logged."""
         reachable = True
         while True:
+            self._judge_load()
             try:
                 await self._registry.beat(self.heartbeat())
+                await self._follow_order()
                 if not reachable:
                     log.info("Redis is back")
                 reachable = True
-            except (RoutingUnavailable, RedisError) as error:
+            except (RoutingUnavailable, RedisError, OSError) as error:
                 if reachable:
                     log.warning("Redis can't be reached, so no new calls come here: %s", error)
                 reachable = False
             await asyncio.sleep(self._settings.heartbeat_s)
 
+    def _judge_load(self) -> None:
+        """A device that doesn't keep up takes no new calls; where that isn't enough, one of its calls shall go."""
+        now = time.monotonic()
+        for name, device in self._devices.items():
+            overload, share = self._overload[name], device.load.share(now_us())
+            was_full, verdict = overload.full, overload.judge(share, now)
+            if overload.full != was_full:
+                log.warning("%s: steps take %.0f %% of the time: %s", name, 100 * share,
+                            "no new calls" if overload.full else "new calls again")
+            if verdict is Verdict.TOO_MUCH:
+                # the youngest has the shortest history
+                going = [call for call in self._calls.values()
+                         if call.device is device and now - call.asked_at > ASKED_AGAIN_S]
+                if going:
+                    self._ask_to_leave(going[-1], wire.CloseReason.OVERLOADED)
+
+    async def _follow_order(self) -> None:
+        """What an operator wants of this worker (calls/draining.py)."""
+        drain = await draining.ordered(self._redis, self._admission.worker)
+        if drain is None or self._stop.is_set() or drain == self._admission.draining:
+            return
+        self._admission.draining = drain
+        log.info("an operator has this worker %s", "drain" if drain else "take calls again")
+        await self._registry.beat(self.heartbeat())
+        if drain:
+            self._ask_all_to_leave()
+
+    def _ask_all_to_leave(self) -> None:
+        for call in list(self._calls.values()):
+            self._ask_to_leave(call, wire.CloseReason.DRAINING)
+
+    def _ask_to_leave(self, call: _Call, why: wire.CloseReason) -> None:
+        call.asked_at = time.monotonic()
+        self._post(call, wire.encode(wire.Leave(why)))
+
     async def _drain(self) -> None:
         self._admission.draining = True
-        with contextlib.suppress(RoutingUnavailable, RedisError):
-            await self._registry.beat(self.heartbeat())
-        if self._calls:
-            log.info("draining: %d calls go on for at most %g s", len(self._calls), self._settings.drain_s)
+        with contextlib.suppress(RoutingUnavailable, RedisError, OSError):
+            await self._registry.beat(self.heartbeat())  # first, so that no call is sent from here to here
+        if self._calls and not self._failure:
+            log.info("draining: %d calls go elsewhere, or on for at most %g s", len(self._calls),
+                     self._settings.drain_s)
+            self._ask_all_to_leave()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.0 if self._failure else self._settings.drain_s):
                 while self._calls:
@@ -231,6 +276,8 @@ class Worker:
         device = self._devices.get(lease.model)
         if device is None:
             raise Refused("unknown_model", f"this worker has no model {lease.model}")
+        if self._overload[lease.model].full:
+            raise Refused("busy", f"the steps of {lease.model} take all the time there is")
         await self._replace(lease.call)
         info = device.engine.info
         layout = wire.StepLayout(info.generated_codebooks, info.caller_codebooks, info.pause_heads)
@@ -285,6 +332,10 @@ class Worker:
                                              f"k must grow, and a frame has {frame_bytes} bytes")
                     call.last_k = k
                     call.device.frame(seat, k, pcm)
+                case wire.Follow(step, pcm):
+                    _check_given(step, pcm, call)
+                    call.last_k = step.k
+                    call.device.frame(seat, step.k, pcm, step)
                 case wire.Ping() as ping:
                     self._post(call, wire.encode(ping))
                 case wire.Control() as control:
@@ -382,6 +433,16 @@ async def _past(call: _Call) -> tuple[Past, int]:
         caller_codes=codes([step.caller_codes for step in steps], info.caller_codebooks),
         caller_text=np.array([step.caller_text for step in steps], np.int64),
         heard=sound(heard), missed=sound(missed)), last_k
+
+
+def _check_given(step: wire.Step, pcm: bytes, call: _Call) -> None:
+    """Raises WireError for a step that no engine of this model can have made: it must not fail by it."""
+    info = call.device.engine.info
+    known = [code for code in step.agent_codes if code is not None]
+    if step.k <= call.last_k or len(pcm) != 2 * info.frame_samples:
+        raise wire.WireError(f"a step {step.k} with {len(pcm)} bytes of sound after frame {call.last_k}")
+    if not 0 <= step.text < info.text_tokens or any(code >= info.codebook_size for code in known):
+        raise wire.WireError(f"step {step.k} has tokens that this model doesn't have")
 
 
 def _command(control: wire.Control) -> Command | Resampling:

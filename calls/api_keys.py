@@ -25,6 +25,8 @@ _KEY = re.compile(r"tandem_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
 class Scope(StrEnum):
     READ = "calls:read"  # calls, what was said in them, their recordings, those that run
     CONTROL = "calls:control"  # a hand on calls that run
+    ERASE = "calls:erase"  # erasing calls, and the rules by which they are erased and redacted
+    CONFIGURE = "configuration:write"  # agents, numbers, webhooks
 
 
 class KeyRefused(ValueError):

@@ -21,12 +21,15 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from calls.connect import as_text, script
+from calls.destinations import BadAddress, parse_address
 from calls.routing import RoutingUnavailable
 from calls.wire import MAX_LINE, SamplingSettings
 
-Action = Literal["speak", "hold", "say", "whisper", "release", "set", "hang_up", "pause_recording", "resume_recording"]
+Action = Literal["speak", "hold", "say", "whisper", "release", "set", "hang_up", "pause_recording", "resume_recording",
+                 "keys", "hold_call", "resume_call", "transfer", "take_over", "hand_back"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 LINES: tuple[Action, ...] = ("say", "whisper")
+ON_THE_LINE: tuple[Action, ...] = ("keys", "hold_call", "resume_call", "transfer")  # by the telephone's side
 
 WAIT_S = 10.0  # from a control to the bridge that takes it
 RESULT_S = 60.0  # for which a result waits for whoever asked
@@ -34,6 +37,7 @@ MOST_WAITING = 256
 POLL_S = 1.0
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KEYS = re.compile(r"[0-9*#A-D]{1,32}")
 
 ShortText = Annotated[str, Field(max_length=256)]
 
@@ -48,7 +52,8 @@ class NoSuchCall(Exception):
 
 @dataclass(frozen=True)
 class Control:
-    """What somebody wants of a running call. `text` belongs to say and whisper, `mute` to hold, `sampling` to set."""
+    """What somebody wants of a running call. `text` belongs to say and whisper, to keys, and to a transfer of which the
+    human is told first; `mute` to hold, `sampling` to set, `to` to transfer: a SIP address."""
 
     call: ShortText
     action: Action
@@ -58,6 +63,13 @@ class Control:
     by: ShortText = ""  # who wants it
     id: ShortText = field(default_factory=lambda: secrets.token_urlsafe(12))
     accepted_at: float = field(default_factory=time.time)  # Unix seconds
+    to: ShortText = ""
+    tap: ShortText = ""  # of take_over: the connection by which its giver listens, and will talk
+
+    @property
+    def of_rule(self) -> bool:
+        """Whether the agent does it by itself (calls.rules)."""
+        return self.by.startswith("rule ")
 
     def check(self) -> None:
         """Raise ControlRefused for what no call could do."""
@@ -65,8 +77,19 @@ class Control:
             raise ControlRefused("id: 1 to 64 letters, digits, _ or -")
         if self.action in LINES and not self.text.strip():
             raise ControlRefused(f"{self.action}: give the text")
-        if self.action not in LINES and self.text:
+        if self.action not in (*LINES, "keys", "transfer") and self.text:
             raise ControlRefused(f"{self.action} takes no text")
+        if self.action == "keys" and not _KEYS.fullmatch(self.text):
+            raise ControlRefused("keys: give 1 to 32 of 0-9, *, # and A-D as text")
+        if self.action == "transfer":
+            try:
+                parse_address(self.to)
+            except BadAddress as error:
+                raise ControlRefused(f"transfer: to: {error}") from None
+        elif self.to:
+            raise ControlRefused(f"{self.action} goes to nobody")
+        if bool(self.tap) != (self.action == "take_over"):
+            raise ControlRefused("take_over, and only it, names the connection by which one listens (tap)")
         if self.mute and self.action != "hold":
             raise ControlRefused("only a hold can be muted")
         if (self.sampling is not None) != (self.action == "set"):
@@ -92,7 +115,8 @@ def _inbox_key(bridge: str) -> str:
     return f"tandem:{{controls {bridge}}}"
 
 
-def _place_key(call: str) -> str:
+def place_key(call: str) -> str:
+    """Holds the name of the bridge that has a call."""
     return f"tandem:{{call {call}}}:bridge"
 
 
@@ -111,7 +135,7 @@ class Controls:
         """Hand a control to its call's bridge. Raises ControlRefused and NoSuchCall."""
         control.check()
         try:
-            bridge = await self._redis.get(_place_key(control.call))
+            bridge = await self._redis.get(place_key(control.call))
             if bridge is None:
                 raise NoSuchCall(f"no call {control.call} is running")
             put = await self._put((_inbox_key(as_text(bridge)),),
@@ -125,7 +149,7 @@ class Controls:
         """Those of these calls that a bridge has just now."""
         pipeline = self._redis.pipeline(transaction=False)
         for call in calls:
-            pipeline.exists(_place_key(call))
+            pipeline.exists(place_key(call))
         try:
             there = await pipeline.execute() if calls else ()
         except (RedisError, OSError) as error:
@@ -157,13 +181,13 @@ class ControlInbox:
         """These calls are this bridge's, for so long."""
         pipeline = self.redis.pipeline(transaction=False)
         for call in calls:
-            pipeline.set(_place_key(call), self.bridge, px=_ms(expiry_s))
+            pipeline.set(place_key(call), self.bridge, px=_ms(expiry_s))
         if len(pipeline):
             await pipeline.execute()
 
     async def gone(self, call: str) -> None:
         """This call is over."""
-        await self.redis.delete(_place_key(call))
+        await self.redis.delete(place_key(call))
 
     async def next(self) -> Control | None:
         """The next control that is still good; None after POLL_S."""

@@ -27,6 +27,9 @@ class EndReason(StrEnum):
     WORKER_LOST = "worker_lost"
     MEDIA_LOST = "media_lost"
     SHUTDOWN = "shutdown"
+    TRANSFERRED = "transferred"  # the caller was handed on, and talks on without us
+    NO_ANSWER = "no_answer"  # of whom we called
+    REJECTED = "rejected"  # by whom we called, or by our own lists
     FAILED = "failed"
 
 
@@ -152,6 +155,28 @@ class ControlTaken:
     kind: Literal["control"] = "control"
 
 
+LineChange = Literal[
+    "key",  # `text`: the key; `via`: rfc4733 or info
+    "held", "resumed",  # by `side`
+    "sound_stopped", "sound_one_way", "sound_back",  # of the other side; one way: our sound doesn't arrive there
+    "transfer",  # `text`: how it goes: whom, SIP status, words
+    "ringing",  # of whom we call; `text`: early media, where sound comes before the answer
+    "queued",  # all slots are taken: waits, at most so many seconds
+]
+
+
+@dataclass(frozen=True)
+class LineNoted:
+    """Something happened on the telephone line, in frame k of the call's clock."""
+
+    what: LineChange
+    side: Literal["local", "remote"]
+    text: str
+    via: str
+    k: int
+    kind: Literal["line"] = "line"
+
+
 @dataclass(frozen=True)
 class RecordingKept:
     """The call's sound can be had, after its end: heard on the left, said on the right, from the call's sample 0 on."""
@@ -167,7 +192,8 @@ class RecordingKept:
 
 @dataclass(frozen=True)
 class CallEnded:
-    """Nothing is said after it. `sip_status` is the final status sent or received; frames count the call's clock."""
+    """Nothing is said after it. `sip_status` is the final status sent or received, `q850` the cause in the telephone
+    network's terms (calls/causes.py); frames count the call's clock."""
 
     reason: EndReason
     side: Literal["local", "remote"]
@@ -177,11 +203,12 @@ class CallEnded:
     frames_dropped: int
     frames_missing: int  # of the agent's: never came, or too late to be heard
     underruns: int
+    q850: int | None = None
     kind: Literal["ended"] = "ended"
 
 
 Event = (CallReceived | CallLeased | CallMoved | CallAnswered | UtteranceSpoken | CallMeasured | ControlTaken
-         | CallEnded | RecordingKept)
+         | LineNoted | CallEnded | RecordingKept)
 
 
 class Series(NamedTuple):

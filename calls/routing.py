@@ -132,6 +132,7 @@ class Heartbeat:
     url: str
     models: Mapping[str, tuple[int, int]]  # slots, used
     draining: bool
+    full: tuple[str, ...] = ()  # models whose steps take all the time there is: no new calls
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,7 @@ class BridgeHealth:
     protocol: Literal["sip", "webrtc"]
     calls: int
     capacity: int
+    tap: str = ""  # where operators' WebRTC processes reach its calls
 
 
 @dataclass(frozen=True)
@@ -279,7 +281,8 @@ class WorkerRegistry:
 
     async def _beat_all(self, heartbeat: Heartbeat) -> None:
         for model, (slots, used) in heartbeat.models.items():
-            args = (heartbeat.worker, heartbeat.epoch, heartbeat.url, slots, used, int(heartbeat.draining),
+            offered = min(slots, used) if model in heartbeat.full else slots
+            args = (heartbeat.worker, heartbeat.epoch, heartbeat.url, offered, used, int(heartbeat.draining),
                     _ms(self._expiry_s))
             await self._beat(_model_keys(model), args)
         await self._presence.beat(heartbeat.worker, _HEARTBEAT.dump_json(heartbeat))
@@ -303,9 +306,10 @@ class BridgeRegistry:
         self._wait_s = wait_s
         self._presence = _Presence(redis, _BRIDGES, expiry_s)
 
-    async def beat(self, bridge: str, protocol: Literal["sip", "webrtc"], calls: int, capacity: int) -> None:
+    async def beat(self, bridge: str, protocol: Literal["sip", "webrtc"], calls: int, capacity: int,
+                   tap: str = "") -> None:
         """Raises RoutingUnavailable."""
-        sign = _BRIDGE.dump_json(BridgeHealth(bridge, protocol, calls, capacity))
+        sign = _BRIDGE.dump_json(BridgeHealth(bridge, protocol, calls, capacity, tap))
         await _ask(lambda: self._presence.beat(bridge, sign), self._wait_s)
 
     async def leave(self, bridge: str) -> None:

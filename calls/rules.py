@@ -5,6 +5,7 @@
     when = "silence"        nobody has spoken for `after_s` seconds
     when = "time"           `after_s` seconds after the answer
     when = "words"          the caller says one of `words`, where a model writes down what they say
+    when = "key"            the caller presses one of `keys` on the telephone
 
 `RuleBook` is fed the call's clock and says which rules are due. Each has its effect `times` times at most; a silence
 counts anew once somebody has spoken.
@@ -26,8 +27,8 @@ from calls.wire import MAX_LINE
 MOST_RULES = 50
 LONGEST_S = 86400.0
 
-When = Literal["answered", "caller_spoke", "silence", "time", "words"]
-Does = Literal["speak", "hold", "say", "whisper", "release", "hang_up"]
+When = Literal["answered", "caller_spoke", "silence", "time", "words", "key"]
+Does = Literal["speak", "hold", "say", "whisper", "release", "hang_up", "keys", "hold_call", "resume_call", "transfer"]
 
 
 @checked(frozen=True)
@@ -41,6 +42,8 @@ class Rule:
     after_s: Annotated[float, Field(gt=0, le=LONGEST_S)] | None = None
     words: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(max_length=50)] = ()
     times: Annotated[int, Field(ge=1, le=1000)] = 1
+    keys: Annotated[str, Field(max_length=16, pattern="^[0-9*#A-D]*$")] = ""
+    to: Annotated[str, Field(max_length=256)] = ""  # whom a transfer hands the caller to
 
     @model_validator(mode="after")
     def _can_be_meant(self) -> Self:
@@ -48,6 +51,8 @@ class Rule:
             raise ValueError("after_s belongs to rules of silence and time, which need it")
         if bool(self.words) != (self.when == "words"):
             raise ValueError("words belong to rules of words, which need some")
+        if bool(self.keys) != (self.when == "key"):
+            raise ValueError("keys belong to rules of a key, which need some")
         if any(not _spoken(words) for words in self.words):
             raise ValueError("words: letters or digits are needed in each")
         try:
@@ -58,7 +63,7 @@ class Rule:
 
     def control(self, call: str, number: int) -> Control:
         """What the rule does, in a call; `number` is its place."""
-        return Control(call, self.do, self.text, self.mute, by=f"rule {number + 1}: {self.when}")
+        return Control(call, self.do, self.text, self.mute, by=f"rule {number + 1}: {self.when}", to=self.to)
 
 
 @dataclass
@@ -103,6 +108,10 @@ class RuleBook:
                  and any(f" {_spoken(words)} " in said for words in rule.words)]
         self._heard_in.update(dict.fromkeys(found, first_k))
         return self._due(found)
+
+    def pressed(self, key: str) -> list[int]:
+        """The caller has pressed this key."""
+        return self._due(at for at, rule in enumerate(self.rules) if rule.when == "key" and key in rule.keys)
 
     def _due(self, places: Iterable[int]) -> list[int]:
         due = [at for at in places if self._done[at] < self.rules[at].times]

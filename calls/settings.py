@@ -69,6 +69,10 @@ class Settings(BaseSettings):
     worker_url: str | None = Field(None, description="how bridges reach this worker; none: from host and port")
     drain_s: Seconds = Field(30.0, description="how long a role that stops lets its calls go on")
 
+    # operators who listen
+    tap_host: str = Field("127.0.0.1", min_length=1, description="address on which bridges let operators listen to "
+                          "their calls and take them over, as WebRTC processes reach it; each picks a free port")
+
     # leases
     heartbeat_s: Seconds = Field(1.0, description="between two signs of life of a worker or bridge")
     expiry_s: Seconds = Field(5.0, description="after which a silent worker or bridge counts as dead")
@@ -79,6 +83,8 @@ class Settings(BaseSettings):
     sip_host: str = Field("127.0.0.1", description="address of SIP and RTP: loopback, or one private address")
     sip_port: Port = Field(5060, description="SIP port, UDP and TCP")
     rtp_port: Port = Field(20000, description="first RTP port of the range")
+    sip_tls_ca: str = Field("/etc/ssl/certs/ca-certificates.crt", description="file with the certificates by which "
+                            "those of trunks that are reached by TLS must be signed")
     sip_recycle_calls: int = Field(2000, ge=1, description="calls after which a SIP process is replaced")
     retry_after_s: int = Field(10, ge=1, le=3600, description="Retry-After of a call that is turned away")
 
@@ -115,6 +121,9 @@ class Settings(BaseSettings):
                                                      "`flac` keeps each sample, `opus` takes a tenth of the room")
     recordings_url: str | None = Field(None, description="where recordings are kept: a folder, or a URL that fsspec "
                                        "knows (`s3://bucket/prefix`, with s3fs installed); none: beside the token logs")
+
+    recording_notice: str | None = Field(None, max_length=500, description="what the agent says first in a call that "
+                                         "is recorded, which it is from there on; none: nothing")
 
     # events on their way to Postgres
     kept_events: int = Field(20000, ge=100, description="events a bridge keeps unsaved before it takes no new calls")

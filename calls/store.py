@@ -39,7 +39,7 @@ from calls.events import (
     Word,
 )
 from calls.store_writes import advance_watermarks, clean, write_events
-from calls.tables import Call, CallControl, CallMeasure, Move, Recording, Utterance
+from calls.tables import Call, CallControl, CallMeasure, LineEvent, Move, Recording, Utterance
 from calls.tables import Word as WordTable
 
 ANSWER_S = 30.0  # longest wait for one transaction
@@ -89,6 +89,7 @@ class CallRow:
     frames_dropped: int | None
     frames_missing: int | None
     underruns: int | None
+    q850: int | None
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,18 @@ class MoveRow:
     why: str
     steps: int
     seconds: float
+    k: int
+
+
+@dataclass(frozen=True)
+class LineRow:
+    """Something happened on a call's telephone line, in frame k; as in calls.events.LineNoted."""
+
+    at: datetime
+    what: str
+    side: str
+    text: str
+    via: str
     k: int
 
 
@@ -260,6 +273,13 @@ class Store:
                  .where(Move.call_id == clean(call)).order_by(Move.fence))
         async with self.transaction() as connection:
             return tuple(MoveRow(*row) for row in await connection.execute(query))
+
+    async def line_events(self, call: str) -> tuple[LineRow, ...]:
+        """Keys, holds, transfers, sound that stopped, in their order."""
+        query = (select(*(getattr(LineEvent, name) for name in LineRow.__dataclass_fields__))
+                 .where(LineEvent.call_id == clean(call)).order_by(LineEvent.at, LineEvent.sequence))
+        async with self.transaction() as connection:
+            return tuple(LineRow(*row) for row in await connection.execute(query))
 
     async def measures(self, call: str) -> dict[str, Measure]:
         """What was measured of a call, by its name."""

@@ -24,11 +24,22 @@ from calls.events import (
     CallReceived,
     ControlTaken,
     Envelope,
+    LineNoted,
     RecordingKept,
     Series,
     UtteranceSpoken,
 )
-from calls.tables import Call, CallControl, CallMeasure, EventWatermark, Move, Recording, Utterance, Version
+from calls.tables import (
+    Call,
+    CallControl,
+    CallMeasure,
+    EventWatermark,
+    LineEvent,
+    Move,
+    Recording,
+    Utterance,
+    Version,
+)
 from calls.tables import Word as WordTable
 
 _CALL_TABLE = typing.cast(Table, Call.__table__)
@@ -45,6 +56,7 @@ async def write_events(connection: AsyncConnection, envelopes: Sequence[Envelope
     await _write_measures(connection, envelopes)
     await _write_controls(connection, envelopes)
     await _write_moves(connection, envelopes)
+    await _write_line_events(connection, envelopes)
     await _write_recordings(connection, envelopes)
 
 
@@ -93,7 +105,7 @@ def _call_columns(envelope: Envelope) -> dict[str, Any]:
             return {"ended_at": envelope.at, "end_reason": event.reason.value, "ended_by": event.side,
                     "sip_status": event.sip_status, "end_detail": clean(event.detail),
                     "frames": event.frames, "frames_dropped": event.frames_dropped,
-                    "frames_missing": event.frames_missing, "underruns": event.underruns}
+                    "frames_missing": event.frames_missing, "underruns": event.underruns, "q850": event.q850}
         case event:
             raise TypeError(f"a {event.kind} event has no place in a call's row")
 
@@ -161,6 +173,17 @@ async def _write_moves(connection: AsyncConnection, envelopes: Iterable[Envelope
                "k": event.k, "version": _version(each)}
               for (call, fence), each in sorted(moves.items()) if isinstance(event := each.event, CallMoved)]
     await _write_newest(connection, Move, (Move.call_id, Move.fence), values)
+
+
+async def _write_line_events(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    """Each is written once, and never changes."""
+    values = [{"call_id": clean(each.call), "source": clean(each.source), "fence": each.fence,
+               "sequence": each.sequence, "at": each.at, "what": event.what, "side": event.side,
+               "text": clean(event.text), "via": clean(event.via), "k": event.k}
+              for each in sorted(envelopes, key=lambda each: (each.call, each.fence, each.sequence))
+              if isinstance(event := each.event, LineNoted)]
+    if values:
+        await connection.execute(upsert(LineEvent).values(values).on_conflict_do_nothing())
 
 
 async def _write_recordings(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:

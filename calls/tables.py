@@ -28,7 +28,7 @@ from sqlalchemy import (
 from sqlalchemy import (
     text as sql,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TSVECTOR
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 Version = ARRAY(BigInteger)
@@ -76,6 +76,7 @@ class Call(Base):
     frames_dropped: Mapped[int | None]
     frames_missing: Mapped[int | None]
     underruns: Mapped[int | None]
+    q850: Mapped[int | None] = mapped_column(SmallInteger)
 
     __table_args__ = (
         CheckConstraint("sip_status BETWEEN 100 AND 699", name="calls_sip_status"),
@@ -184,6 +185,34 @@ class Move(Base):
     __table_args__ = (CheckConstraint("steps >= 0 AND seconds >= 0", name="moves_sizes"),)
 
 
+class TelephonyVersion(Base):
+    """A version of the telephony document (calls/telephony.py), its passwords sealed."""
+
+    __tablename__ = "telephony_versions"
+
+    version: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    by: Mapped[str]
+    document: Mapped[str]
+
+
+class LineEvent(Base):
+    """Something that happened on a call's telephone line, as in calls.events.LineNoted."""
+
+    __tablename__ = "line_events"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True)
+    source: Mapped[str] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    what: Mapped[str]
+    side: Mapped[str]
+    text: Mapped[str]
+    via: Mapped[str]
+    k: Mapped[int]
+
+
 class Recording(Base):
     """A call's sound, two channels on the call's clock: heard on the left, said on the right."""
 
@@ -253,6 +282,36 @@ class AuditEntry(Base):
     action: Mapped[str]
     subject: Mapped[str]
     detail: Mapped[str]
+
+
+class AgentRow(Base):
+    """An agent as operators have made it (calls.agents.Agent), in place of the settings' one of its name."""
+
+    __tablename__ = "agents"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    definition: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    changed_at: Mapped[datetime]
+
+
+class NumberRow(Base):
+    """Calls to this number or pattern reach this agent."""
+
+    __tablename__ = "numbers"
+
+    pattern: Mapped[str] = mapped_column(primary_key=True)
+    agent: Mapped[str]
+
+
+class ConfigurationVersion(Base):
+    """How often agents and numbers were changed: one row, which each change locks."""
+
+    __tablename__ = "configuration"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int]
+
+    __table_args__ = (CheckConstraint("id = 1", name="configuration_one_row"),)
 
 
 class EventWatermark(Base):

@@ -14,6 +14,8 @@ A binary WebSocket message's first byte is its kind; numbers are little endian, 
     10 step     worker -> bridge  a row of the token log, see StepLayout
     11 history  bridge -> worker  u32 count, the steps, then JSON: control state
     12 close    both              u8 reason
+    13 leave    worker -> bridge  u8 reason: the call shall go on at another worker, this one has it until then
+    14 follow   bridge -> worker  a step of the worker that has the call, then its frame: s16le[frame]
 
 Kinds 0 and 3 mean different things in the two directions, so there are two decoders. Unknown kinds decode to
 None, and the receiver ignores them; anything else that doesn't fit raises WireError.
@@ -53,6 +55,8 @@ class Kind(IntEnum):
     STEP = 10
     HISTORY = 11
     CLOSE = 12
+    LEAVE = 13
+    FOLLOW = 14
 
 
 class CloseReason(IntEnum):
@@ -61,6 +65,7 @@ class CloseReason(IntEnum):
     LEASE_LOST = 2
     PROTOCOL = 3
     FAILED = 4
+    OVERLOADED = 5
 
 
 Count = Annotated[int, Field(ge=0, le=256)]
@@ -191,6 +196,21 @@ class Close:
 
 
 @dataclass(frozen=True)
+class Leave:
+    """The worker wants to be rid of the call, without a pause where another one can have it."""
+
+    reason: CloseReason
+
+
+@dataclass(frozen=True)
+class Follow:
+    """What the worker that has the call did in a frame: the one that shall have it next does the same."""
+
+    step: Step
+    pcm: bytes  # s16le, the caller's frame
+
+
+@dataclass(frozen=True)
 class StepLayout:
     """How long a step is on the wire; follows from the counts in Ready."""
 
@@ -221,8 +241,8 @@ class StepLayout:
                     tuple(rest[caller_end + 1:pauses_end]), entropy, spread, waited, in_step)
 
 
-FromBridge = Open | Audio | Control | Error | Ping | History | Close
-FromWorker = Ready | Audio | Text | Outcome | Error | Ping | Step | Close
+FromBridge = Open | Audio | Control | Error | Ping | History | Close | Follow
+FromWorker = Ready | Audio | Text | Outcome | Error | Ping | Step | Close | Leave
 
 _JSON_KINDS: dict[type, Kind] = {Open: Kind.OPEN, Ready: Kind.OPEN, Text: Kind.TEXT, Control: Kind.CONTROL,
                                  Outcome: Kind.CONTROL, Error: Kind.ERROR}
@@ -241,6 +261,10 @@ def encode(message: FromBridge | FromWorker, layout: StepLayout | None = None) -
             return bytes((Kind.PING,)) + _U64.pack(nonce)
         case Close(reason):
             return bytes((Kind.CLOSE, reason))
+        case Leave(reason):
+            return bytes((Kind.LEAVE, reason))
+        case Follow(step, pcm):
+            return bytes((Kind.FOLLOW,)) + _known(layout).pack(step) + pcm
         case Step():
             return bytes((Kind.STEP,)) + _known(layout).pack(message)
         case History(steps, control_state):
@@ -260,6 +284,11 @@ def decode_from_bridge(data: bytes, layout: StepLayout | None = None) -> FromBri
             return _json(Control, payload)
         case Kind.HISTORY:
             return _history(payload, _known(layout))
+        case Kind.FOLLOW:
+            size = _known(layout).row.size
+            if len(payload) % 2 != size % 2:
+                raise WireError(f"a step and a frame of {len(payload)} bytes have no whole samples")
+            return Follow(_known(layout).unpack(payload[:size]), payload[size:])
         case _:
             return _either_way(kind, payload)
 
@@ -276,8 +305,15 @@ def decode_from_worker(data: bytes, layout: StepLayout | None = None) -> FromWor
             return _json(Outcome, payload)
         case Kind.STEP:
             return _known(layout).unpack(payload)
+        case Kind.LEAVE:
+            return Leave(_reason(payload))
         case _:
             return _either_way(kind, payload)
+
+
+def decode_either_way(data: bytes) -> Audio | Error | Ping | Close | None:
+    """A message of a kind that means the same in both directions, None for another; raises WireError."""
+    return _either_way(*_kind(data))
 
 
 def _either_way(kind: int, payload: bytes) -> Audio | Error | Ping | Close | None:
@@ -293,11 +329,15 @@ def _either_way(kind: int, payload: bytes) -> Audio | Error | Ping | Close | Non
                 raise WireError(f"a ping has 8 bytes, not {len(payload)}")
             return Ping(_U64.unpack(payload)[0])
         case Kind.CLOSE:
-            if len(payload) != 1 or payload[0] not in set(CloseReason):
-                raise WireError("a close has one byte, a known reason")
-            return Close(CloseReason(payload[0]))
+            return Close(_reason(payload))
         case _:
             return None
+
+
+def _reason(payload: bytes) -> CloseReason:
+    if len(payload) != 1 or payload[0] not in set(CloseReason):
+        raise WireError("a close or leave has one byte, a known reason")
+    return CloseReason(payload[0])
 
 
 def _history(payload: bytes, layout: StepLayout) -> History:

@@ -15,13 +15,18 @@ from typing import ClassVar, Literal, Protocol
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from calls.agents import Agent
+from calls.configuration import Follower
 from calls.controls import Control, ControlInbox, Result
 from calls.events import CallReceived, EndReason
 from calls.live import EventWriter
 from calls.routing import BridgeRegistry, Router, RoutingUnavailable
 from calls.settings import Settings
+from calls.state import State
 from media.recordings import Keeper, Storage
 from media.session import Events, Overloaded, Session, SessionSettings
+from media.tap_server import TapServer
+from media.taps import Taps
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ class CallBridge:
         self._afterwards = EventWriter(redis, f"{self.name}-recordings", kept_events=settings.kept_events)
         self._recordings = Keeper(Storage(settings.recordings), settings.recording_codec, self._afterwards)
         self._controls = ControlInbox(redis, self.name)
+        self._configuration = Follower(redis, settings)
+        self._taps = TapServer(secret, self._taps_of)
         self._replying: set[asyncio.Task[None]] = set()
         self._calls: dict[Carried, asyncio.Task[None]] = {}
         self._served = 0
@@ -80,13 +87,21 @@ class CallBridge:
 
     # for the transport's bridge
 
-    def new_session(self, received: CallReceived, model: str, events: Events | None = None) -> Session:
-        """A call has come in; `events` in place of this process's, to overhear them."""
+    async def follow_configuration(self) -> None:
+        """Before the first call: who answers is known, and followed from here on."""
+        self._following = asyncio.create_task(self._configuration.run())
+        await self._configuration.first()
+
+    def new_session(self, received: CallReceived, agent: Agent, events: Events | None = None, *,
+                    call: str | None = None) -> Session:
+        """A call has come in, for this agent as it is now; `events` in place of this process's, to overhear them."""
         settings = SessionSettings(
-            self._settings.lease_s, self._settings.data_dir, records=self._settings.recording == "on",
-            move_within_s=self._settings.move_within_s, rules=self._settings.rules)
-        return Session(uuid.uuid4().hex, received, model, leases=self._router, events=events or self._events,
-                       recordings=self._recordings, settings=settings)
+            self._settings.lease_s, self._settings.data_dir,
+            records=agent.recorded and self._settings.recording == "on",
+            move_within_s=self._settings.move_within_s, rules=agent.in_calls, sampling=agent.sampling,
+            notice=self._settings.recording_notice or "")
+        return Session(call or uuid.uuid4().hex, received, agent.model, leases=self._router,
+                       events=events or self._events, recordings=self._recordings, settings=settings)
 
     def carry(self, call: Carried, work: Coroutine[None, None, None]) -> None:
         """Run a call's task to its end."""
@@ -97,6 +112,7 @@ class CallBridge:
 
     async def run_until_stopped(self) -> None:
         """Give signs of life and send events; after `stop` end the calls, so that nothing of them is lost."""
+        await self._taps.start(self._settings.tap_host)
         writers = (self._events, self._afterwards)
         sending = [asyncio.create_task(writer.run()) for writer in writers]
         beating = asyncio.create_task(self._heart())
@@ -109,9 +125,10 @@ class CallBridge:
         if unsent:
             log.error("%d events could not be sent and are lost", unsent)
         self._over.set()
-        for task in (*sending, controlling):
+        await self._taps.close()
+        for task in (*sending, controlling, self._following):
             task.cancel()
-        await asyncio.wait((*sending, beating, controlling, *self._replying), timeout=LAST_WORDS_S)
+        await asyncio.wait((*sending, beating, controlling, self._following, *self._replying), timeout=LAST_WORDS_S)
         with contextlib.suppress(RoutingUnavailable):
             await self._registry.leave(self.name)
 
@@ -122,9 +139,14 @@ class CallBridge:
     async def beat(self) -> None:
         """A sign of life; raises RoutingUnavailable."""
         capacity = 0 if self._closing else self.capacity
-        await self._registry.beat(self.name, self.protocol, len(self._calls), capacity)
+        await self._registry.beat(self.name, self.protocol, len(self._calls), capacity, self._taps.url)
         with contextlib.suppress(RedisError, OSError):  # then they can't be reached, which the beat has told
             await self._controls.here([call.session.call for call in self._calls], self._settings.expiry_s)
+
+    def _taps_of(self, id: str) -> Taps | None:
+        """Of a call that talks."""
+        return next((call.session.taps for call in self._calls
+                     if call.session.call == id and call.session.state is State.TALKING), None)
 
     async def _take_controls(self) -> None:
         """What operators want of this process's calls, as it comes."""

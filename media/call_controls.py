@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from calls import wire
-from calls.controls import Control, Result
+from calls.controls import ON_THE_LINE, Action, Control, Result
 from calls.events import ControlTaken
+from media.line import LineWork
+
+log = logging.getLogger(__name__)
 
 MOST_WITH_WORKER = 64
 RESULTS_KEPT = 256  # for controls that are given twice
+GOES_ON: Mapping[Action, str] = {"take_over": "talking"}  # what isn't done when it has begun (media/taps.py)
 
 Reply = Callable[[Result], None]
 OwnAction = Callable[[Control], str]  # carried out here: returns why it can't be, or nothing
@@ -27,10 +34,14 @@ class CallControls:
         self._given: dict[str, tuple[Control, list[Reply]]] = {}  # with the worker
         self._results: OrderedDict[str, Result] = OrderedDict()
         self._hold: Control | None = None  # that the worker carries out just now
+        self._set: Control | None = None  # how tokens are drawn by now, all that was set taken together
         self._over = False
+        self.transport: LineWork | None = None  # carries out what is wanted of the telephone line
+        self._on_line: set[asyncio.Task[None]] = set()
 
-    async def take(self, control: Control, reply: Reply, *, talking: bool) -> None:
-        """Carry a control out; `reply` is called once, when its result is known."""
+    async def take(self, control: Control, reply: Reply, *, talking: bool, barred: str = "") -> None:
+        """Carry a control out, unless it is `barred` for some reason; `reply` is called once, when its result is known.
+        """
         if control.id in self._results:
             reply(self._results[control.id])
             return
@@ -40,22 +51,32 @@ class CallControls:
         self._given[control.id] = control, [reply]
         if not talking or self._over:
             self._finish(control.id, "refused", why="the call isn't talking")
+        elif barred:
+            self._finish(control.id, "refused", why=barred)
         elif control.action in self._own:
             why = self._own[control.action](control)
-            self._finish(control.id, "refused" if why else "done", why=why)
+            self._finish(control.id, "refused" if why else GOES_ON.get(control.action, "done"), why=why)
         elif len(self._given) > MOST_WITH_WORKER:
             self._finish(control.id, "refused", why=f"{MOST_WITH_WORKER} controls have no result yet")
+        elif control.action in ON_THE_LINE:
+            self._start_on_line(control)
         elif not await self._send(_for_worker(control)):
             self._finish(control.id, "refused", why="the worker is lost")
 
     async def moved(self) -> None:
         """Another worker has the call: it holds as the one before did, and takes what has no result yet; a line that
         was being said is begun again."""
-        if self._hold is not None:
-            await self._send(_for_worker(self._hold))
+        for kept in (self._set, self._hold):
+            if kept is not None:
+                await self._send(_for_worker(kept))
         for control, _ in list(self._given.values()):
-            if control.action not in self._own and not await self._send(_for_worker(control)):
+            if control.action not in (*self._own, *ON_THE_LINE) and not await self._send(_for_worker(control)):
                 self._finish(control.id, "refused", why="the worker is lost")
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is with the worker that it hasn't finished."""
+        return all(control.action in (*self._own, *ON_THE_LINE) for control, _ in self._given.values())
 
     def came(self, outcome: wire.Outcome) -> None:
         """The worker says what became of one; what it says of others is ignored."""
@@ -65,6 +86,8 @@ class CallControls:
                 self._hold = control
             elif outcome.outcome in ("released", "spoke"):
                 self._hold = None
+            elif outcome.outcome == "set":
+                self._set = _together(self._set, control)
         self._finish(outcome.id, outcome.outcome, outcome.first_k, outcome.k, outcome.why)
 
     def end(self) -> None:
@@ -72,6 +95,26 @@ class CallControls:
         self._over = True
         for id in list(self._given):
             self._finish(id, "call_ended")
+        for task in self._on_line:
+            task.cancel()
+
+    def _start_on_line(self, control: Control) -> None:
+        """What may take as long as a telephone rings."""
+        if self.transport is None:
+            self._finish(control.id, "refused", why="the call comes by no telephone line")
+            return
+        task = asyncio.create_task(self._carry_out(control, self.transport))
+        self._on_line.add(task)
+        task.add_done_callback(self._on_line.discard)
+
+    async def _carry_out(self, control: Control, transport: LineWork) -> None:
+        try:
+            done = await transport.on_line(control)
+        except Exception as error:  # the task's edge
+            log.exception("a %s failed", control.action)
+            self._finish(control.id, "refused", why=f"{type(error).__name__}: {error}"[:200])
+        else:
+            self._finish(control.id, done.outcome, why=done.why)
 
     def _finish(self, id: str, outcome: str, first_k: int | None = None, k: int | None = None, why: str = "") -> None:
         if id not in self._given:
@@ -88,6 +131,13 @@ class CallControls:
             datetime.fromtimestamp(control.accepted_at, UTC), outcome, result.first_k, result.k, why))
         for reply in replies:
             reply(result)
+
+
+def _together(before: Control | None, control: Control) -> Control:
+    if before is None or before.sampling is None or control.sampling is None:
+        return control
+    changed = {name: value for name, value in vars(control.sampling).items() if value is not None}
+    return replace(control, sampling=replace(before.sampling, **changed))
 
 
 def _for_worker(control: Control) -> wire.Control:

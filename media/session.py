@@ -16,21 +16,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 from calls import wire
+from calls.causes import q850
 from calls.controls import Control
 from calls.events import (
     CallAnswered,
     CallEnded,
     CallLeased,
     CallMeasured,
-    CallMoved,
     CallReceived,
     EndReason,
     Envelope,
@@ -38,19 +37,22 @@ from calls.events import (
     Speaker,
     UtteranceSpoken,
 )
-from calls.routing import Refusal
-from calls.rules import Rule, RuleBook
+from calls.routing import Busy, Refusal
+from calls.rules import Rule
 from calls.state import IllegalTransition, Signal, State, advance
 from media.audio import CHUNK_S, SAMPLE_RATE
 from media.call_controls import CallControls, Reply
 from media.crossing import Crossing
 from media.latency import Latency
+from media.line import Line, LineWork
+from media.moves import Moves
 from media.tape import Keeps, Tape
+from media.taps import Taps
 from media.token_log import TokenLog, token_log_path
 from media.turns import counted
 from media.utterances import Utterances
-from media.worker_hold import Leases, WorkerHold
-from media.worker_link import Moved, WorkerLink, WorkerLost
+from media.worker_hold import Leases, WorkerHold, happens
+from media.worker_link import WorkerLink, WorkerLost
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +60,8 @@ DRAIN_S = 2.0  # at an end from our side: for the agent's last words to be heard
 LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
 LAST_WORDS_S = 1.0  # for the worker's last word at any end
 LAST_RENEWAL_S = 5.0  # for one that runs when the call ends
+QUEUE_PAUSE_S = 0.25  # between two looks for a slot, where a caller waits for one
 MEASURED_EVERY_S = 10.0  # between two events that tell what is measured
-WARM_UP_FRAMES = 50  # of the caller's sound, after which Mimi's codes are the same again (docs/decisions/moving.md)
-FRAMES_KEPT = WARM_UP_FRAMES + 150  # and of what is said while a call moves
 CANT_MOVE = ("lease_lost", "protocol")  # another bridge has the call, or we are at fault
 ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
 
@@ -89,6 +90,8 @@ class SessionSettings:
     records: bool = False  # from the answer on
     move_within_s: float = 15.0  # for another worker, where one is lost
     rules: tuple[Rule, ...] = ()  # what the agent does without an operator
+    notice: str = ""  # said at the answer of a call that is recorded; before it has been, nothing is
+    sampling: wire.SamplingSettings = field(default_factory=wire.SamplingSettings)  # at first
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ class Session:
         self._why: _Why | None = None
         self._ended_at: datetime | None = None
         self._fence = 0  # of our events: the lease's, once a worker is ready
-        self._worker = WorkerHold(call, model, leases, settings.lease_s, settings.move_within_s, self._over)
-        self._heard: deque[tuple[int, bytes]] = deque(maxlen=FRAMES_KEPT)  # the caller's last ones, for a move
+        self._worker = WorkerHold(call, model, leases, settings.lease_s, settings.move_within_s, self._over,
+                                  settings.sampling)
         self._worker_lost = False
         self._listener: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -130,26 +133,35 @@ class Session:
         self._codec = ""
         self._answered_at: datetime | None = None
         self._frames_waiting = asyncio.Event()
-        self._last_sent_k = self._last_back_k = -1
         self._utterances: Utterances | None = None
         self._token_log: TokenLog | None = None
         self._closing: asyncio.Task[None] | None = None
         self._controls = CallControls(
             send=self._send_control, emit=self._emit,
-            now=lambda: self._crossing.frames_made if self._crossing is not None else 0,
+            now=self._frame,
             own={"hang_up": self._hang_up, "pause_recording": lambda _: _unless(self.pause_recording()),
-                 "resume_recording": lambda _: _unless(self.resume_recording())})
-        self._rules = RuleBook(settings.rules)
+                 "resume_recording": lambda _: _unless(self.resume_recording()),
+                 "take_over": lambda control: self.taps.take_over(control),
+                 "hand_back": lambda control: self.taps.hand_back(control)})
+        self.taps = Taps(emit=self._emit, agent=self._tell_agent,
+                         now=self._frame,
+                         voice=lambda voice: self._crossing.speak_for_agent(voice) if self._crossing else None)
+        self.line = Line(settings.rules, emit=self._emit, give=self.control,
+                         now=self._frame,
+                         spawn=lambda work: self._beside.append(self._spawn(work)))
+        self._moves = Moves(call, self._worker, self._controls, self._latency, emit=self._emit, over=self._over,
+                            talking=lambda: self.state is State.TALKING, at_fence=self._now_under)
         self._emit(received)
 
     # what the transport calls
 
-    async def prepare(self) -> bool:
-        """Get a slot and its worker; False when the call has ended meanwhile. A Refusal ends it too."""
+    async def prepare(self, wait_s: float = 0.0, waits: Callable[[], Awaitable[None]] | None = None) -> bool:
+        """Get a slot and its worker; False when the call has ended meanwhile. A Refusal ends it too. Where all slots
+        are taken, a caller may wait `wait_s` for one: `waits` is then called once."""
         if self._events.full:
             self.refuse(Overloaded("too many events wait to be saved"))
             raise Overloaded("too many events wait to be saved")
-        self._preparing = asyncio.create_task(self._get_worker())
+        self._preparing = asyncio.create_task(self._get_worker(wait_s, waits))
         gone = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait((self._preparing, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -191,7 +203,12 @@ class Session:
 
     async def control(self, control: Control, reply: Reply) -> None:
         """Carry out what somebody wants of the call; `reply` is called once, when it is known what became of it."""
-        await self._controls.take(control, reply, talking=self.state is State.TALKING)
+        await self._controls.take(control, reply, talking=self.state is State.TALKING,
+                                  barred=self.taps.bars(control.action))
+
+    def telephone(self, transport: LineWork) -> None:
+        """The call comes by a telephone line, on which `transport` carries out what is wanted."""
+        self._controls.transport = transport
 
     def pause_recording(self) -> bool:
         """Both sides are silent in the recording, until `resume_recording`; False where there is none."""
@@ -215,19 +232,32 @@ class Session:
         """Returns when the call has ended and the transport may hang up, if the other side hasn't."""
         await self._over.wait()
 
-    async def close(self, sip_status: int | None = None) -> None:
-        """Free what the call holds and emit CallEnded, once; `sip_status` is the final one of either side."""
+    async def close(self, sip_status: int | None = None, cause: int | None = None) -> None:
+        """Free what the call holds and emit CallEnded, once; `sip_status` is the final one of either side, `cause` what
+        the other side gave as Q.850's."""
         if self._closing is None:
             if self.state is not State.ENDED:
                 self._why = self._why or _Why(EndReason.FAILED, "local", "the bridge gave the call up")
                 self._enter(State.ENDED)
-            self._closing = asyncio.create_task(self._close(sip_status))
+            self._closing = asyncio.create_task(self._close(sip_status, cause))
         await asyncio.shield(self._closing)
 
     # getting ready
 
-    async def _get_worker(self) -> None:
-        await self._worker.get()
+    async def _get_worker(self, wait_s: float, waits: Callable[[], Awaitable[None]] | None) -> None:
+        deadline = self._loop.time() + wait_s
+        while True:
+            try:
+                await self._worker.get()
+                break
+            except Busy:
+                if self._loop.time() >= deadline:
+                    raise
+            if waits is not None:
+                await waits()
+                waits = None
+            if await happens(self._over, QUEUE_PAUSE_S):
+                return
         link, lease = self._worker.link, self._worker.lease
         if link is None or lease is None or self.state is State.ENDED:
             return
@@ -250,55 +280,51 @@ class Session:
             for frame in crossing.take():
                 self._concealed += frame.silent_chunks if frame.k else 0  # those before the answer are none
                 if self.state is State.TALKING:
-                    self._heard.append((frame.k, frame.pcm))
-                    if (link := self._worker.link) is None:  # it moves: the frame is in what it brings along, or missed
-                        continue
-                    self._latency.received(frame.k, frame.received_at)
-                    link.send_frame(frame.k, frame.pcm)
-                    self._last_sent_k = frame.k
-                    await asyncio.sleep(0)  # lets the link take it, so that the next one doesn't replace it
-                    self._latency.sent(frame.k, self._loop.time())
+                    await self._moves.send(frame)
             self._note_heard(crossing)
             self._take_tape()
-            self._follow(self._rules.advance(
-                crossing.ticks * CHUNK_S, self._tape.turns.quiet_s, caller_spoke=self._tape.turns.caller_spoke))
+            turns = self._tape.turns
+            if not self.taps.talker:  # who decides meanwhile what is done
+                self.line.advance(crossing.ticks * CHUNK_S, turns.quiet_s, caller_spoke=turns.caller_spoke)
             self._say_measured()
-
-    def _follow(self, due: list[int]) -> None:
-        """Carry out rules that are due, as controls like all others."""
-        controls = [self._rules.rules[at].control(self.call, at) for at in due]
-
-        async def carry_out() -> None:
-            for control in controls:
-                await self.control(control, lambda _: None)
-
-        if controls:
-            self._beside.append(self._spawn(carry_out()))
 
     async def _send_control(self, control: wire.Control) -> bool:
         link = self._worker.link
         return link is not None and await link.send_control(control)
 
+    def _frame(self) -> int:
+        """Of the call's clock, now."""
+        return self._crossing.frames_made if self._crossing is not None else 0
+
+    def _tell_agent(self, control: Control) -> None:
+        """A control of ours that nobody waits for, past what is barred."""
+        self._beside.append(self._spawn(
+            self._controls.take(control, lambda _: None, talking=self.state is State.TALKING)))
+
     def _hang_up(self, control: Control) -> str:
-        self.end(EndReason.OPERATOR_HUNG_UP, control.by)
+        self.end(EndReason.AGENT_HUNG_UP if control.of_rule else EndReason.OPERATOR_HUNG_UP, control.by)
         return ""
 
     def _take_tape(self) -> None:
         """Both sides' sound since the last time."""
         if self._crossing is not None:
-            self._tape.take(self._crossing.take_tape())
+            pieces = self._crossing.take_tape()
+            self._tape.take(pieces)
+            self.taps.hear(pieces)
 
     def _say_measured(self, *, now: bool = False) -> None:
         if now or self._loop.time() - self._measured_at >= MEASURED_EVERY_S:
             self._measured_at = self._loop.time()
             measures = (*self._latency.measures(), *self._tape.turns.measures(), counted("concealed", self._concealed))
             self._emit(CallMeasured(measures))
+            self.taps.tell()
 
     def _say_answered(self, crossing: Crossing) -> None:
         if self._answered_at is None and crossing.began is not None:
             self._answered_at = datetime.fromtimestamp(crossing.began.unix_s, UTC)
             self._emit(CallAnswered(self._codec), self._answered_at)
-            self._follow(self._rules.answered())
+            notice = self._settings.notice if self._settings.notice and self.pause_recording() else ""
+            self.line.answered(self.call, notice, self.resume_recording)
             self._measured_at = self._loop.time()
 
     def _note_heard(self, crossing: Crossing) -> None:
@@ -319,6 +345,8 @@ class Session:
                 await self._take_from(link)
                 return
             except WorkerLost as lost:
+                if self._worker.link is not link:  # it was left for another one
+                    continue
                 log.warning("call %s: lost its worker: %s: %s", self.call, lost.code, lost)
                 if self.state is State.TALKING and lost.code not in CANT_MOVE and await self._move(lost):
                     continue
@@ -335,7 +363,6 @@ class Session:
         async for message in link.messages():
             match message:
                 case wire.Audio(k, pcm):
-                    self._last_back_k = max(k, self._last_back_k)
                     self._latency.back(k, self._loop.time())
                     if self._crossing is not None:
                         self._crossing.push(k, pcm)
@@ -346,33 +373,16 @@ class Session:
                     self._emit_all(self._utterances.take(message))
                 case wire.Outcome():
                     self._controls.came(message)
+                case wire.Leave(reason):
+                    self._moves.leave(link, reason.name.lower(), self._token_log)
+            self._moves.came(message)
 
     async def _move(self, lost: WorkerLost) -> bool:
         """Go on at another worker, with what the caller has heard by now; False where there is none."""
         assert self._token_log is not None
-        began, before = self._loop.time(), self._worker.lease
         if self._crossing is not None:
             self._note_heard(self._crossing)
-        token_log = self._token_log
-        token_log.forget_unheard()
-        steps = token_log.steps()
-        first_k = (steps[-1].k if steps else 0) - WARM_UP_FRAMES
-
-        def brought() -> Moved:
-            return Moved(token_log.layout, steps, tuple(frame for frame in self._heard if frame[0] > first_k))
-
-        if not await self._worker.move(brought) or self.state is not State.TALKING:
-            return False
-        lease, self._last_back_k = self._worker.lease, self._last_sent_k
-        assert lease is not None
-        self._fence = lease.fence
-        took_s = self._loop.time() - began
-        log.info("call %s goes on at worker %s after %.2f s", self.call, lease.worker, took_s)
-        self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
-        self._emit(CallMoved(before.worker if before else "", lease.worker, lost.code, len(steps),
-                             round(took_s, 3), self._last_sent_k))
-        await self._controls.moved()
-        return True
+        return await self._moves.lost(lost, self._token_log)
 
     # its end
 
@@ -398,7 +408,8 @@ class Session:
         crossing = self._crossing
         assert crossing is not None
         ends_at = self._loop.time() + DRAIN_S
-        await _wait_until(lambda: self._worker_lost or self._last_back_k >= self._last_sent_k, LAST_FRAMES_S)
+        moves = self._moves
+        await _wait_until(lambda: self._worker_lost or moves.last_back_k >= moves.last_sent_k, LAST_FRAMES_S)
         crossing.finish()
         await _wait_until(lambda: crossing.drained, ends_at - self._loop.time())
         self._signal(Signal.DRAINED)
@@ -414,7 +425,7 @@ class Session:
             log.error("call %s failed", self.call, exc_info=error)
             self.end(EndReason.FAILED, f"{type(error).__name__}: {error}")
 
-    async def _close(self, sip_status: int | None) -> None:
+    async def _close(self, sip_status: int | None, cause: int | None) -> None:
         crossing = self._crossing
         if crossing is not None:
             crossing.finish()
@@ -429,10 +440,11 @@ class Session:
             self._take_tape()
         if self._utterances is not None:
             self._emit_all(self._utterances.finish())
+        self.taps.end()
         self._controls.end()
         if self._answered_at is not None:
             self._say_measured(now=True)
-        self._emit(self._ended(sip_status), self._ended_at)
+        self._emit(self._ended(sip_status, cause), self._ended_at)
         if self._renewing is not None:
             await asyncio.wait((self._renewing,), timeout=LAST_RENEWAL_S)
         await self._worker.release()
@@ -440,6 +452,7 @@ class Session:
         await self._tape.keep()
 
     async def _leave_worker(self) -> None:
+        await self._moves.stop()
         if self._preparing is not None:
             self._worker.give_up()
             await asyncio.gather(self._preparing, return_exceptions=True)
@@ -453,17 +466,18 @@ class Session:
         if (link := self._worker.link) is not None:
             await link.close()
 
-    def _ended(self, sip_status: int | None) -> CallEnded:
+    def _ended(self, sip_status: int | None, cause: int | None) -> CallEnded:
         assert self._why is not None
-        crossing = self._crossing
+        crossing, why = self._crossing, self._why
+        cause = cause or q850(why.reason, sip_status)
         if crossing is None:
-            return CallEnded(self._why.reason, self._why.side, sip_status, self._why.detail, 0, 0, 0, 0)
-        owed = max(0, self._last_sent_k - self._last_back_k - ON_THEIR_WAY)
+            return CallEnded(why.reason, why.side, sip_status, why.detail, 0, 0, 0, 0, cause)
+        owed = max(0, self._moves.last_sent_k - self._moves.last_back_k - ON_THEIR_WAY)
         counts = crossing.counts
         return CallEnded(
-            self._why.reason, self._why.side, sip_status, self._why.detail, frames=crossing.frames_made,
+            why.reason, why.side, sip_status, why.detail, frames=crossing.frames_made,
             frames_dropped=crossing.dropped + self._worker.frames_dropped,
-            frames_missing=counts.missing + owed, underruns=counts.underruns)
+            frames_missing=counts.missing + owed, underruns=counts.underruns, q850=cause)
 
     async def _write_token_log(self) -> None:
         if self._token_log is None or self._answered_at is None or not len(self._token_log):
@@ -475,14 +489,17 @@ class Session:
         except OSError as error:
             log.error("call %s: its token log can't be written: %s", self.call, error)
 
+    def _now_under(self, fence: int) -> None:
+        self._fence = fence
+
     def _emit(self, event: Event, at: datetime | None = None) -> None:
         self._events.emit(self.call, self._fence, event, at)
 
     def _emit_all(self, spoken: list[UtteranceSpoken]) -> None:
         for utterance in spoken:
             self._emit(utterance)
-            if utterance.speaker is Speaker.CALLER:
-                self._follow(self._rules.heard(utterance.first_k, utterance.text))
+            if utterance.speaker is Speaker.CALLER and not self.taps.talker:
+                self.line.heard(utterance.first_k, utterance.text)
 
 
 def _unless(recorded: bool) -> str:

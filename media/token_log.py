@@ -69,6 +69,10 @@ class TokenLog:
         """The steps that were heard, for a worker that has to rebuild the call."""
         return tuple(self.layout.unpack(row) for _, row in self._rows)
 
+    def all_steps(self) -> tuple[wire.Step, ...]:
+        """Those and the ones on their way to the caller, for a worker that follows the one that has the call."""
+        return self.steps() + tuple(self.layout.unpack(row) for _, row in self._pending)
+
     def __len__(self) -> int:
         return len(self._rows)
 

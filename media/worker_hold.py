@@ -1,6 +1,8 @@
-"""The worker that a call has: leased and connected while it rings, renewed while it talks, another one when it is lost.
+"""The worker that a call has: leased and connected while it rings, renewed while it talks, another one when it is lost,
+or when it wants to be rid of the call.
 
     get ──▶ link ──lost──▶ move ──▶ link …        keep: the lease, all the while
+              └─ leave ──▶ other ──▶ take_over ──▶ link …
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from calls import wire
@@ -46,11 +48,14 @@ class WorkerHold:
     """One call's. `over` is set when the call has ended: then nothing is tried any more."""
 
     def __init__(self, call: str, model: str, leases: Leases, lease_s: float, move_within_s: float,
-                 over: asyncio.Event) -> None:
+                 over: asyncio.Event, sampling: wire.SamplingSettings) -> None:
         self.link: WorkerLink | None = None
+        self.worker = ""  # whose link it is, or was last
+        self.fence = 0  # the highest that the call has held
         self.moving = False
         # the bridge draws the seed, so that a call that moves goes on drawing as it did
-        self.sampling = wire.SamplingSettings(seed=secrets.randbits(63))
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        self.sampling = replace(sampling, seed=seed)
         self._call, self._model, self._leases, self._over = call, model, leases, over
         self._lease_s, self._move_within_s = lease_s, move_within_s
         self._loop = asyncio.get_running_loop()
@@ -63,10 +68,6 @@ class WorkerHold:
         return self._kept.lease if self._kept is not None else None
 
     @property
-    def fence(self) -> int:
-        return self._kept.lease.fence if self._kept is not None else 0
-
-    @property
     def frames_dropped(self) -> int:
         return self._dropped + (self.link.frames_dropped if self.link is not None else 0)
 
@@ -77,7 +78,7 @@ class WorkerHold:
             if self._over.is_set():
                 return
             try:
-                self.link = await self._open(lease, None)
+                self._now_at(lease, await self._open(lease, None))
             except WorkerLost as lost:
                 await self._note(lease, lost)
                 if attempt < CONNECT_ATTEMPTS:
@@ -113,7 +114,7 @@ class WorkerHold:
                 await self._note(lease, lost)
             else:
                 if link.ready.layout == moved.layout:
-                    self.link = link
+                    self._now_at(lease, link)
                     return True
                 log.error("call %s can't move: worker %s has another model of the name", self._call, lease.worker)
                 await link.close()
@@ -122,6 +123,34 @@ class WorkerHold:
                 break
             pause_s = min(2 * pause_s, MOVE_PAUSE_S[1])
         return False
+
+    async def other(self, brought: Moved) -> WorkerLink | None:
+        """A link to another worker, which is handed what the call brings along while the one that has it goes on; None
+        where it couldn't be had. Raises a Refusal. It is for the caller to close, or to `take_over`."""
+        lease = await self._acquire()
+        try:
+            link = await self._open(lease, brought)
+        except WorkerLost as lost:
+            await self._note(lease, lost)
+        else:
+            if link.ready.layout == brought.layout:
+                return link
+            log.error("call %s can't move: worker %s has another model of the name", self._call, lease.worker)
+            await link.close()
+        await self.release()
+        return None
+
+    def take_over(self, link: WorkerLink) -> WorkerLink | None:
+        """The call is this link's now, `other`'s; returns the one that had it."""
+        before = self.link
+        if before is not None:
+            self._dropped += before.frames_dropped
+        assert self._kept is not None
+        self._now_at(self._kept.lease, link)
+        return before
+
+    def _now_at(self, lease: Lease, link: WorkerLink) -> None:
+        self.link, self.worker = link, lease.worker
 
     async def keep(self, lost: Callable[[str], None]) -> None:
         """Renew the lease at a third of its length, until the call is over. Redis may be away as long as the lease is
@@ -156,15 +185,16 @@ class WorkerHold:
             self._opening.cancel()  # has no effect on one that is done
 
     async def release(self) -> None:
-        """The call is over."""
+        """The call is over, or its worker has it without a lease until it has another one."""
         if self._kept is not None:
+            lease, self._kept = self._kept.lease, None
             with contextlib.suppress(RoutingUnavailable):  # then it runs out
-                await self._leases.release(self._kept.lease)
+                await self._leases.release(lease)
 
     async def _acquire(self) -> Lease:
         asked_at = self._loop.time()
         lease = await self._leases.acquire(self._call, self._model, fence_above=self.fence)
-        self._kept = _Kept(lease, asked_at + self._lease_s)
+        self._kept, self.fence = _Kept(lease, asked_at + self._lease_s), lease.fence
         return lease
 
     async def _open(self, lease: Lease, moved: Moved | None) -> WorkerLink:
@@ -174,7 +204,7 @@ class WorkerHold:
 
     async def _note(self, lease: Lease, lost: WorkerLost) -> None:
         log.warning("call %s: worker %s: %s: %s", self._call, lease.worker, lost.code, lost)
-        if lost.code == "unreachable":  # the next try may get another, and the next call too
+        if lost.code in ("unreachable", "draining"):  # the next try may get another, and the next call too
             with contextlib.suppress(RoutingUnavailable):
                 await self._leases.avoid(lease)
 

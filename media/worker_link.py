@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -92,6 +92,14 @@ class WorkerLink:
             connection.transport.abort()
         raise lost
 
+    async def teach(self, step: wire.Step, pcm: bytes) -> None:
+        """Have the worker do in this frame what another one did. Raises WorkerLost."""
+        self._last_k = step.k
+        try:
+            await self._connection.send(wire.encode(wire.Follow(step, pcm), self.ready.layout))
+        except ConnectionClosed as error:
+            raise self._lost or WorkerLost("closed", f"the connection broke: {error}") from None
+
     def send_frame(self, k: int, pcm: bytes) -> None:
         """Send the caller's frame k; one that still waits in the link is dropped for it, and counted."""
         if self._waiting is not None:
@@ -107,7 +115,7 @@ class WorkerLink:
             return False
         return True
 
-    async def messages(self) -> AsyncIterator[wire.Audio | wire.Step | wire.Text | wire.Outcome]:
+    async def messages(self) -> AsyncGenerator[wire.Audio | wire.Step | wire.Text | wire.Outcome | wire.Leave, None]:
         """What the worker says, until it closes after our `finish`; raises WorkerLost for any other end."""
         layout = self.ready.layout
         try:
@@ -118,7 +126,7 @@ class WorkerLink:
                         if k > self._last_k or len(pcm) != FRAME_BYTES:
                             raise WorkerLost("protocol", f"frame {k} of {len(pcm)} bytes answers no frame")
                         yield audio
-                    case wire.Step() | wire.Text() | wire.Outcome() as message:
+                    case wire.Step() | wire.Text() | wire.Outcome() | wire.Leave() as message:
                         yield message
                     case wire.Error(code, text):
                         raise WorkerLost(code, text)
@@ -151,6 +159,10 @@ class WorkerLink:
         except TimeoutError:
             self._connection.transport.abort()
 
+    def drop(self) -> None:
+        """Cut the connection at once; `messages` raises."""
+        self._connection.transport.abort()
+
     async def _send_frames(self) -> None:
         with contextlib.suppress(ConnectionClosed):
             while True:
@@ -177,7 +189,7 @@ class WorkerLink:
 _CLOSE_CODES = {
     wire.CloseReason.ENDED: "closed", wire.CloseReason.DRAINING: "draining",
     wire.CloseReason.LEASE_LOST: "lease_lost", wire.CloseReason.PROTOCOL: "protocol",
-    wire.CloseReason.FAILED: "failed",
+    wire.CloseReason.FAILED: "failed", wire.CloseReason.OVERLOADED: "overloaded",
 }
 
 

@@ -1,39 +1,24 @@
-"""Whom callers reach, and the one local account that takes calls to any user on our address."""
+"""The one local account that takes calls to any user on our address."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pjsua2 as pj
 
-from calls.settings import ECHO
-from sip.addresses import user_of
-
 log = logging.getLogger(__name__)
 
-DEFAULT_AGENT = "agent"
 RTP_PORTS = 400  # how many from the first one on
 
 
-@dataclass(frozen=True)
-class Route:
-    """Which agent answers, with which model."""
-
-    agent: str
-    model: str
-
-
-def route(callee: str, default_model: str) -> Route:
-    """The agent that the SIP URI `callee` reaches: the user `echo` the echo, anyone else the default agent."""
-    return Route(ECHO, ECHO) if user_of(callee) == ECHO else Route(DEFAULT_AGENT, default_model)
+Incoming = Callable[[pj.Account, pj.OnIncomingCallParam], None]
 
 
 class LocalAccount(pj.Account):  # type: ignore[misc]
     """Hands every INVITE on, on the library's thread."""
 
-    def __init__(self, incoming: Callable[[LocalAccount, pj.OnIncomingCallParam], None]) -> None:
+    def __init__(self, incoming: Incoming) -> None:
         super().__init__()
         self._incoming = incoming
 

@@ -37,6 +37,11 @@ def user_of(uri: str) -> str:
     return unquote(user.partition(":")[0].partition(";")[0]) if at else ""
 
 
+def host_of(uri: str) -> str:
+    """The host of a SIP URI, lower case, without port and parameters."""
+    return re.split(r"[:;?]", uri.partition(":")[2].rpartition("@")[2])[0].lower()
+
+
 def address_of(header: str) -> str:
     """The URI in a From or To header's value, without the display name and the header's parameters."""
     found = _BRACKETED.search(header) or _BARE.search(header)

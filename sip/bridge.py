@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
 import logging
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import ClassVar, Literal
 
 import pjsua2 as pj
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
+from calls import screening
+from calls.agents import DEFAULT_AGENT, Agent
+from calls.destinations import Address, BadAddress
+from calls.dialling import Answer, Dial, DialInbox
 from calls.events import CallEnded, CallReceived, EndReason
+from calls.limits import CallLimits
 from calls.routing import Refusal
 from calls.settings import Settings
-from media.bridge import CallBridge, ShuttingDown
-from sip.accounts import DEFAULT_AGENT, LocalAccount, Route, account_config, route
-from sip.addresses import address_of, call_id, request_uri
-from sip.call import Leg, SipCall
+from calls.telephony import CODECS, Telephony
+from media.bridge import CallBridge, Carried, ShuttingDown
+from sip.accounts import LocalAccount, account_config
+from sip.addresses import address_of, call_id, host_of, request_uri, user_of
+from sip.call import Manner, SipCall
+from sip.configured import Configured
 from sip.endpoint import Endpoint, EndpointSettings
+from sip.leg import Leg
+from sip.outbound import OutboundCall
+from sip.trunks import Trunks
 
 log = logging.getLogger(__name__)
+
+RETRY_S = 0.5  # while Redis is away
+OUTBOUND = "outbound"  # as a kind of calls whose number is limited
 
 
 class Bridge(CallBridge):
@@ -29,27 +47,76 @@ class Bridge(CallBridge):
 
     def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
         super().__init__(settings, redis, secret)
-        self.endpoint = Endpoint(EndpointSettings(settings.sip_host, settings.sip_port))
+        self.endpoint = Endpoint(EndpointSettings(settings.sip_host, settings.sip_port, tls_ca=settings.sip_tls_ca))
         self._account: LocalAccount
         self._legs: set[Leg] = set()  # all that the library still knows
+        self._trunks = Trunks(self.endpoint, settings.sip_host, settings.rtp_port, self.name, self._incoming)
+        self._configured = Configured(redis, secret, self.name, self._trunks, self._take_over)
+        self._dials = DialInbox(redis, self.name)
+        self._limits = CallLimits(redis)
+        self._counted: dict[str, set[str]] = {}  # by call, the kinds in which it counts
+        self._dialled: list[float] = []  # when we made calls within the last minute, by the loop's clock
 
     @property
     def capacity(self) -> int:
         return self.endpoint.capacity
 
+    @property
+    def _telephony(self) -> Telephony:
+        return self._configured.now
+
     async def run(self, ready: Callable[[int], None]) -> None:
         """Serve; `ready` is told the SIP port. Raises EndpointError when it can't start."""
+        await self.follow_configuration()
         await self.endpoint.start(self._rejected)
         await self.endpoint.command(self._open_account)
+        await self._configured.look()
         ready(self.endpoint.port)
         log.info("SIP on %s:%d, UDP and TCP, %d calls at a time", self._settings.sip_host, self.endpoint.port,
                  self.endpoint.capacity)
+        beside = [asyncio.create_task(work) for work in (self._configured.run(), self._take_dials(), self._count())]
         await self.run_until_stopped()
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside, timeout=1.0)
         await self.endpoint.stop()
 
     def is_due(self) -> bool:
         idle = not self._calls and not self._legs and not self._recordings.busy and not self._events.unsent
         return idle and self._served >= self._settings.sip_recycle_calls
+
+    # how calls are made: sip.transfer.Outgoing
+
+    def allows(self, address: Address) -> bool:
+        return self._telephony.outbound.allows(address)
+
+    async def dial(self, leg_made: Callable[[Leg], None], address: Address, caller_id: str) -> Leg:
+        leg, caller_id = self._leg_to(address, caller_id)
+        leg_made(leg)
+        try:
+            await self.endpoint.command(lambda: leg.dial(str(address), caller_id))
+        except pj.Error:
+            self._legs.discard(leg)
+            raise
+        return leg
+
+    def forget(self, leg: Leg) -> None:
+        """The library knows this call no more, so its ports are free for another."""
+        self._legs.discard(leg)
+        patch, leg.patch = leg.patch, None
+        if patch is not None and patch.caller is leg:
+            self.endpoint.ports.give_back(patch.ports)
+
+    def _leg_to(self, address: Address, caller_id: str) -> tuple[Leg, str]:
+        """A leg that can call this address, and its From."""
+        by = self._trunks.account_to(address)
+        account, host, user = self._account, self._settings.sip_host, caller_id or DEFAULT_AGENT
+        if by is not None:
+            account, trunk = by
+            host, user = trunk.domain, caller_id or trunk.caller_id or trunk.user or DEFAULT_AGENT
+        leg = Leg(account, None, self._loop, self.forget)
+        self._legs.add(leg)
+        return leg, f"<sip:{user}@{host}>"
 
     # on the library's threads
 
@@ -57,12 +124,15 @@ class Bridge(CallBridge):
         self._account = LocalAccount(self._incoming)
         self._account.create(account_config(self._settings.sip_host, self._settings.rtp_port, DEFAULT_AGENT))
 
-    def _incoming(self, account: LocalAccount, prm: pj.OnIncomingCallParam) -> None:
-        leg = Leg(account, prm.callId, self._loop, self._forget)
-        message = str(prm.rdata.wholeMsg)
-        if not self._closing:
+    def _incoming(self, account: pj.Account, prm: pj.OnIncomingCallParam) -> None:
+        leg = Leg(account, prm.callId, self._loop, self.forget)
+        message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress).rpartition(":")[0]
+        caller = address_of(str(leg.getInfo().remoteUri))
+        refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else screening.screened(
+            self._telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC))
+        if refusal is None:
             leg.ring()
-        self._loop.call_soon_threadsafe(self._take, leg, message, str(leg.getInfo().remoteUri))
+        self._loop.call_soon_threadsafe(self._take, leg, message, caller, refusal)
 
     def _rejected(self, prm: pj.OnRejectedIncomingCallParam) -> None:
         """The library has turned a call away on its own, having no room for it."""
@@ -71,23 +141,97 @@ class Bridge(CallBridge):
 
     # on the loop
 
-    def _take(self, leg: Leg, message: str, caller: str) -> None:
+    def _take(self, leg: Leg, message: str, caller: str, refusal: Refusal | None) -> None:
         """A new call: all that it needs, and a task that runs it."""
         self._legs.add(leg)
         callee = request_uri(message)
-        way = route(callee, self._settings.model_name)
-        session = self.new_session(self._received(message, caller, callee, way), way.model)
-        call = SipCall(leg, session, self.endpoint, self._settings.retry_after_s)
-        refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else None
-        log.info("call %s from %s to %s", session.call, address_of(caller), callee)
+        agent = self._configuration.now.called(user_of(callee))
+        session = self.new_session(self._received(message, caller, callee, agent), agent)
+        inbound = self._telephony.inbound
+        limits = functools.partial(self._within_limits, session.call, user_of(callee), caller)
+        manner = Manner(inbound.answer, inbound.ring_s if inbound.answer != "at_once" else 0.0, inbound.queue_s,
+                        inbound.queue_sound, "application/sdp" in message.lower(), limits)
+        call = SipCall(leg, session, self.endpoint, self._settings.retry_after_s, self, manner)
+        log.info("call %s from %s to %s", session.call, caller, callee)
         self.carry(call, call.serve(refusal))
 
-    def _forget(self, leg: Leg) -> None:
-        """The library knows this call no more, so its ports are free for another."""
-        self._legs.discard(leg)
-        ports, leg.ports = leg.ports, None
-        if ports is not None:
-            self.endpoint.ports.give_back(ports)
+    async def _within_limits(self, call: str, number: str, caller: str) -> Refusal | None:
+        """Count the call by number and by caller; why it is one too many."""
+        inbound = self._telephony.inbound
+        for kind, most in ((f"to {number}", inbound.calls_per_number), (f"from {caller}", inbound.calls_per_caller)):
+            if most is not None and not await self._counts(kind, call, most):
+                return screening.busy(kind)
+        return None
+
+    async def _counts(self, kind: str, call: str, most: int) -> bool:
+        """Whether the call is within this limit. Without Redis none is kept: no slot can be had then, either."""
+        try:
+            if not await self._limits.take(kind, call, most):
+                return False
+        except (RedisError, OSError):
+            return True
+        self._counted.setdefault(call, set()).add(kind)
+        return True
+
+    async def _count(self) -> None:
+        """Calls that go on go on counting."""
+        while True:
+            await asyncio.sleep(self._settings.expiry_s)
+            with contextlib.suppress(RedisError, OSError):
+                await self._limits.renew((kind, call) for call, kinds in self._counted.items() for kind in kinds)
+
+    def _done(self, call: Carried) -> None:
+        super()._done(call)
+        for kind in self._counted.pop(call.session.call, ()):
+            self._in_background(self._limits.leave(kind, call.session.call))
+
+    async def _take_over(self, telephony: Telephony) -> None:
+        """Another version of the telephony document."""
+        await self.endpoint.command(lambda: self.endpoint.set_codecs(tuple(CODECS[one] for one in telephony.codecs)))
+
+    # calls that we make
+
+    async def _take_dials(self) -> None:
+        while True:
+            try:
+                dial = await self._dials.next()
+                if dial is not None:
+                    await self._dials.reply(await self._make(dial))
+            except (RedisError, OSError):
+                await asyncio.sleep(RETRY_S)
+
+    async def _make(self, dial: Dial) -> Answer:
+        """Make a call, or say why not."""
+        outbound = self._telephony.outbound
+        try:
+            address = self._telephony.address(dial.to, dial.trunk)
+        except BadAddress as error:
+            return Answer(dial.call, "bad_request", str(error))
+        agent = self._configuration.now.by_name.get(dial.agent)
+        if agent is None:
+            return Answer(dial.call, "bad_request", f"there is no agent {dial.agent}")
+        if not outbound.allows(address):
+            return Answer(dial.call, "not_allowed", f"{address.user}@{address.host} is none of the destinations that "
+                          "we may call (outbound.destinations of the telephony document)")
+        if self._closing or len(self._calls) >= self.capacity:
+            return Answer(dial.call, "unavailable", "this SIP process has no room for a call")
+        now = self._loop.time()
+        self._dialled = [at for at in self._dialled if at > now - 60]
+        if len(self._dialled) >= outbound.per_minute:
+            return Answer(dial.call, "limited", f"{outbound.per_minute} calls a minute are made at most")
+        if not await self._counts(OUTBOUND, dial.call, outbound.calls):
+            return Answer(dial.call, "limited", f"{outbound.calls} calls are made at a time at most")
+        self._dialled.append(now)
+        leg, caller_id = self._leg_to(address, dial.caller_id)
+        received = CallReceived("sip", "outbound", address_of(caller_id), str(address), "", self.name, agent.name)
+        session = self.new_session(received, agent, call=dial.call)
+        call = OutboundCall(leg, session, self.endpoint, self, address, caller_id, dial.ring_s or outbound.ring_s,
+                            outbound.longest_s)
+        log.info("call %s to %s, by order of %s", session.call, address, dial.by)
+        self.carry(call, call.serve())
+        return Answer(dial.call)
+
+    # what is told of calls
 
     def _note_rejected(self, message: str, caller: str, status: int, reason: str) -> None:
         if self._events.full:
@@ -95,10 +239,10 @@ class Bridge(CallBridge):
             return
         callee = request_uri(message)
         call = uuid.uuid4().hex
-        way = route(callee, self._settings.model_name)
-        self._events.emit(call, 0, self._received(message, caller, callee, way))
+        agent = self._configuration.now.called(user_of(callee))
+        self._events.emit(call, 0, self._received(message, address_of(caller), callee, agent))
         why = EndReason.BUSY if status == 486 else EndReason.FAILED  # 486: no call of the library's was free
         self._events.emit(call, 0, CallEnded(why, "local", status, f"this SIP process: {reason}", 0, 0, 0, 0))
 
-    def _received(self, message: str, caller: str, callee: str, way: Route) -> CallReceived:
-        return CallReceived("sip", "inbound", address_of(caller), callee, call_id(message), self.name, way.agent)
+    def _received(self, message: str, caller: str, callee: str, agent: Agent) -> CallReceived:
+        return CallReceived("sip", "inbound", caller, callee, call_id(message), self.name, agent.name)

@@ -1,192 +1,74 @@
-"""One SIP call: pjsua2's callbacks translate and enqueue, a task on the loop runs the session.
+"""One SIP call that came in: a task on the loop runs the session; what both directions share is SipCall's.
 
     INVITE ──▶ 180 at once ──▶ Session.prepare ──▶ 200, media ──▶ Session.over ──▶ BYE ──▶ Session.close
-                                    └── Refusal: 486 or 503 with Retry-After
+                                    ├── all slots taken: 183, a waiting sound, until one is free
+                                    └── Refusal: 403, 480, 486 or 503 with Retry-After
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import pjsua2 as pj
 
+from calls.causes import q850
+from calls.controls import Control
 from calls.events import EndReason
 from calls.routing import Refusal
+from media.line import OnLine
 from media.session import Overloaded, Session
+from media.worker_hold import happens
 from sip.endpoint import Endpoint
-from sip.port_pool import PortPair
+from sip.leg import OK, Leg
+from sip.patch import Patch
+from sip.transfer import Outgoing, Transfer
+from sip.waiting import WaitingSound, waiting_sound
+from sip.watch import Watch
 
 log = logging.getLogger(__name__)
 
 MEDIA_TIMEOUT_S = 10.0  # from our 200 to media, which waits for the ACK when the caller made no offer
-ACK_TIMEOUT_S = 10.0  # from media to the ACK; the library itself would hold the call for 32 s
 BYE_TIMEOUT_S = 3.0  # for the other side to confirm our BYE
-RTP_CHECK_S = 5.0
-RTP_LOST_S = 60.0  # without a packet of the caller's, unless the call is on hold
-RTP_LOST_ON_HOLD_S = 3600.0
-
-RINGING, OK, REQUEST_TERMINATED, DECLINED = 180, 200, 487, 603
-
-Callback = TypeVar("Callback", bound=Callable[..., None])
-
-
-def _guarded(callback: Callback) -> Callback:
-    """The edge of a callback: the library swallows what is raised, so it is logged here."""
-
-    @functools.wraps(callback)
-    def guarded(self: Any, prm: Any) -> None:
-        try:
-            callback(self, prm)
-        except pj.Error as error:
-            log.warning("%s: %s", callback.__name__, error.reason)
-        except Exception:
-            log.exception("%s failed", callback.__name__)
-
-    return guarded  # type: ignore[return-value]
+HOLD_TIMEOUT_S = 10.0  # for the other side to agree to a hold, or to its end
+REQUEST_TERMINATED = 487
 
 
 @dataclass(frozen=True)
-class Media:
-    """The call's sound as it was negotiated last."""
+class Manner:
+    """How a call that comes in is taken. `limits` says why it is one too many, at a time, or counts it."""
 
-    index: int
-    codec: str
-    on_hold: bool
-
-
-_NEVER_FREED: list[Leg] = []
-
-
-class Leg(pj.Call):  # type: ignore[misc]
-    """The library's side of a call. Callbacks come on its threads, events are the loop's.
-
-    A leg is never freed: pj::Call's destructor hangs up whatever call has its number by then, which is another one's
-    as soon as the library has given the number out again. Some 3 kB a call, next to the library's own 30 kB, are
-    given back when the process is replaced; it ends by `os._exit`, without destructors.
-    """
-
-    def __init__(
-        self, account: pj.Account, call_id: int, loop: asyncio.AbstractEventLoop, ended: Callable[[Leg], None],
-    ) -> None:
-        """`ended` is called on the loop when nothing of the call is left in the library."""
-        super().__init__(account, call_id)
-        _NEVER_FREED.append(self)
-        self._loop = loop
-        self._ended = ended
-        self.ports: PortPair | None = None  # lent to this call, from before its answer until it has ended
-        self.media: Media | None = None
-        self.media_up = asyncio.Event()
-        self.acknowledged = asyncio.Event()
-        self.gone = asyncio.Event()
-        self.status = 0  # the last one, of either side
-        self.reason = ""
-
-    # on the library's threads
-
-    @_guarded
-    def onCallState(self, prm: pj.OnCallStateParam) -> None:
-        info = self.getInfo()
-        if info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
-            self._disconnect()
-        self._loop.call_soon_threadsafe(self._changed, info.state, info.lastStatusCode, info.lastReason)
-
-    @_guarded
-    def onCallMediaState(self, prm: pj.OnCallMediaStateParam) -> None:
-        info = self.getInfo()  # it owns the list of media: never iterate over a temporary's
-        media = Media(0, "", on_hold=True)
-        for index, stream in enumerate(info.media):
-            if stream.type == pj.PJMEDIA_TYPE_AUDIO and stream.dir != pj.PJMEDIA_DIR_NONE:
-                if self.ports is not None:
-                    self.ports.connect(self.getAudioMedia(index))
-                on_hold = stream.status != pj.PJSUA_CALL_MEDIA_ACTIVE
-                media = Media(index, str(self.getStreamInfo(index).codecName), on_hold)
-                break
-        self._loop.call_soon_threadsafe(self._media_changed, media)
-
-    @_guarded
-    def onCallTransferRequest(self, prm: pj.OnCallTransferRequestParam) -> None:
-        """A caller's REFER: the library would dial whomever it names, at our cost."""
-        log.warning("refused a transfer to %.100r", prm.dstUri)
-        prm.statusCode = DECLINED
-
-    @_guarded
-    def onCallReplaceRequest(self, prm: pj.OnCallReplaceRequestParam) -> None:
-        log.warning("refused a call that would replace this one")
-        prm.statusCode = DECLINED
-
-    def _disconnect(self) -> None:
-        """Nobody who is lent our ports next may hear this call, so they are taken off it before that can be."""
-        if self.ports is not None and self.media is not None:
-            with contextlib.suppress(pj.Error):  # the library has done it itself
-                self.ports.disconnect(self.getAudioMedia(self.media.index))
-
-    # on the loop
-
-    def _changed(self, state: int, status: int, reason: str) -> None:
-        self.status, self.reason = status, reason
-        if state == pj.PJSIP_INV_STATE_CONFIRMED:
-            self.acknowledged.set()
-        elif state == pj.PJSIP_INV_STATE_DISCONNECTED:
-            self.gone.set()
-            self._ended(self)
-
-    def _media_changed(self, media: Media) -> None:
-        if not media.codec and self.media is not None:  # nothing flows: what was agreed before stays
-            media = replace(self.media, on_hold=True)
-        self.media = media
-        self.media_up.set()
-
-    # by Endpoint.command
-
-    def ring(self) -> None:
-        self.answer(_answer(RINGING))
-
-    def pick_up(self) -> None:
-        self.answer(_answer(OK))
-
-    def turn_away(self, status: int, retry_after_s: int) -> None:
-        answer = _answer(status)
-        header = pj.SipHeader()
-        header.hName, header.hValue = "Retry-After", str(retry_after_s)
-        answer.txOption.headers.append(header)
-        self.answer(answer)
-
-    def hang_up(self) -> None:
-        if self.isActive():
-            self.hangup(pj.CallOpParam(True))
-
-    def packets_received(self) -> int:
-        """Of the caller's so far: RTP, and reports on what we send."""
-        assert self.media is not None
-        rtcp = self.getStreamStat(self.media.index).rtcp
-        return int(rtcp.rxStat.pkt) + int(rtcp.txStat.updateCount)
-
-
-def _answer(status: int) -> pj.CallOpParam:
-    answer = pj.CallOpParam(True)
-    answer.statusCode = status
-    return answer
+    answer: Literal["at_once", "ring", "early_media"] = "at_once"
+    ring_s: float = 0.0
+    queue_s: float = 0.0
+    sound: str = ""
+    offered: bool = True  # the INVITE brought an offer: sound may flow before the answer
+    limits: Callable[[], Awaitable[Refusal | None]] | None = None
 
 
 class SipCall:
     """A call from its INVITE to its end, on the loop."""
 
-    def __init__(self, leg: Leg, session: Session, endpoint: Endpoint, retry_after_s: int) -> None:
+    def __init__(self, leg: Leg, session: Session, endpoint: Endpoint, retry_after_s: int, outgoing: Outgoing,
+                 manner: Manner = Manner()) -> None:
         self.leg = leg
         self.session = session
         self._endpoint = endpoint
         self._turned_away = False
+        self._manner = manner
         self._retry_after_s = retry_after_s
+        self._transfer = Transfer(leg, session, endpoint, outgoing)
+        leg.on_key = session.line.pressed
+        leg.on_hold = self._held
+        session.telephone(self)
 
     async def serve(self, refusal: Refusal | None = None) -> None:
         """Run the call, or refuse it; returns when we have done with it, which the library may not have."""
-        beside = [asyncio.create_task(self._tell_session()), asyncio.create_task(self._watch())]
+        watch = Watch(self.leg, self.session, self._endpoint)
+        beside = [asyncio.create_task(work) for work in (self._tell_session(), watch.run(), self._tell_of_human())]
         status: int | None = None
         try:
             status = await (self._turn_away(refusal) if refusal else self._serve())
@@ -196,26 +78,73 @@ class SipCall:
         finally:
             for task in beside:
                 task.cancel()
-            await asyncio.gather(self._hang_up(), self.session.close(status or self.leg.status or None))
+            await asyncio.gather(
+                self._hang_up(), self._transfer.end(),
+                self.session.close(status or self.leg.status or None, self.leg.cause))
+
+    async def on_line(self, control: Control) -> OnLine:
+        """What somebody wants of the line. Raises what isn't foreseen."""
+        match control.action:
+            case "transfer":
+                return await self._transfer.carry_out(control)
+            case "keys":
+                return await self._press(control.text)
+            case "hold_call" | "resume_call":
+                return await self._hold(control.action == "hold_call")
+            case _:
+                return OnLine("unsupported")
 
     async def _serve(self) -> int | None:
         """The call's life; returns its final status."""
         session, leg = self.session, self.leg
+        ringing_until = asyncio.get_running_loop().time() + self._manner.ring_s
         try:
-            if not await session.prepare():
+            if self._manner.limits is not None and (refusal := await self._manner.limits()) is not None:
+                return await self._turn_away(refusal)
+            if self._manner.answer == "early_media" and self._manner.ring_s:
+                await self._sound_early()
+            if not await session.prepare(self._manner.queue_s, self._queued):
                 if not leg.gone.is_set():  # it was us who ended it while it rang
                     return await self._turn_away(Overloaded("the call was ended while it rang"))
                 return leg.status or REQUEST_TERMINATED
         except Refusal as refusal:
             return await self._turn_away(refusal)
-        ports = leg.ports = self._endpoint.ports.lend()
+        if (left_s := ringing_until - asyncio.get_running_loop().time()) > 0 and await happens(leg.gone, left_s):
+            return leg.status or REQUEST_TERMINATED
+        self._patch().ports.detach()
         await self._endpoint.command(leg.pick_up)
         if not await self._media():
             return leg.status
+        return await self._talk()
+
+    def _patch(self) -> Patch:
+        """Who hears whom; from here on ports are lent to the call."""
+        if self.leg.patch is None:
+            self.leg.patch = Patch(self.leg, self._endpoint.ports.lend(), self._endpoint.waiting_tone)
+        return self.leg.patch
+
+    async def _sound_early(self) -> None:
+        """The waiting sound before the answer, at nobody's cost."""
+        if not self._manner.offered or self.leg.patch is not None:
+            return
+        sound: WaitingSound = await waiting_sound(self._manner.sound)
+        self._patch().ports.attach(sound)
+        await self._endpoint.command(self.leg.early)
+
+    async def _queued(self) -> None:
+        """All slots are taken: the caller waits."""
+        self.session.line.note("queued", "local", f"{self._manner.queue_s:g}")
+        await self._sound_early()
+
+    async def _talk(self) -> int:
+        """Answered: sound flows until one side ends it."""
+        leg = self.leg
         assert leg.media is not None
-        ports.attach(session.answered(leg.media.codec))
-        await session.over()
-        ports.detach()
+        assert leg.patch is not None
+        leg.patch.ports.attach(self.session.answered(leg.media.codec))
+        await self.session.over()
+        if leg.patch is not None:  # else its ports are back in the pool, as the library's call has ended
+            leg.patch.ports.detach()
         return OK
 
     async def _media(self) -> bool:
@@ -241,47 +170,50 @@ class SipCall:
         await self.leg.gone.wait()
         if self.leg.acknowledged.is_set():
             self.session.hung_up(EndReason.CALLER_HUNG_UP)
-        elif self.leg.media_up.is_set():
+        elif self.leg.picked_up.is_set():
             self.session.hung_up(EndReason.FAILED, f"{self.leg.status} {self.leg.reason}")
         else:
             self.session.hung_up(EndReason.CANCELLED)
 
-    async def _watch(self) -> None:
-        """Ends a call that nobody acknowledged, or from whose caller nothing comes any more."""
-        await self.leg.media_up.wait()
+    async def _tell_of_human(self) -> None:
+        """The human to whom the caller was joined has hung up: so do we."""
+        await self._transfer.until_the_human_goes()
+        self.session.end(EndReason.TRANSFERRED, "the human to whom the caller was joined hung up")
+
+    def _held(self, held: bool, side: str) -> None:
+        self.session.line.note("held" if held else "resumed", "local" if side == "local" else "remote")
+
+    async def _press(self, keys: str) -> OnLine:
         try:
-            async with asyncio.timeout(ACK_TIMEOUT_S):
-                await self.leg.acknowledged.wait()
+            via = await self._endpoint.command(lambda: self.leg.send_keys(keys))
+        except pj.Error as error:
+            return OnLine("refused", error.reason)
+        return OnLine("sent", via)
+
+    async def _hold(self, hold: bool) -> OnLine:
+        leg = self.leg
+        assert leg.media is not None
+        if hold == (leg.media.held_by == "local"):
+            return OnLine("already")
+        leg.media_changed.clear()
+        try:
+            await self._endpoint.command(leg.hold if hold else leg.resume)
+            async with asyncio.timeout(HOLD_TIMEOUT_S):
+                await leg.media_changed.wait()
+        except pj.Error as error:
+            return OnLine("refused", error.reason)
         except TimeoutError:
-            self.session.end(EndReason.FAILED, "the caller never acknowledged the answer")
-            return
-        loop = asyncio.get_running_loop()
-        packets, since, warned = 0, loop.time(), False
-        while True:
-            await asyncio.sleep(RTP_CHECK_S)
-            try:
-                now_packets = await self._endpoint.command(self.leg.packets_received)
-            except pj.Error:  # a held call has no stream
-                now_packets = packets
-            if now_packets != packets:
-                packets, since, warned = now_packets, loop.time(), False
-                continue
-            held = self.leg.media is not None and self.leg.media.on_hold
-            silent_s = loop.time() - since
-            if not warned and not held:
-                log.warning("call %s: no sound comes from the caller", self.session.call)
-                warned = True
-            if silent_s >= (RTP_LOST_ON_HOLD_S if held else RTP_LOST_S):
-                self.session.end(EndReason.MEDIA_LOST, f"nothing came from the caller for {silent_s:.0f} s")
-                return
+            return OnLine("refused", "the other side didn't agree to it")
+        return OnLine("held" if hold else "resumed")
 
     async def _hang_up(self) -> None:
         """Say goodbye, if neither side has; bounded, as the other one may be dead."""
         if self.leg.gone.is_set():
             return
+        reason = self.session.end_reason
         try:
             if not self._turned_away:
-                await self._endpoint.command(self.leg.hang_up)
+                await self._endpoint.command(lambda: self.leg.hang_up(q850(reason, None) if reason else None))
             async with asyncio.timeout(BYE_TIMEOUT_S):
                 await self.leg.gone.wait()
         except pj.Error as error:

@@ -41,6 +41,7 @@ class EndpointSettings:
     port: int  # UDP and TCP; 0 picks a free one
     codecs: tuple[str, ...] = CODECS
     tcp: bool = True
+    tls_ca: str = "/etc/ssl/certs/ca-certificates.crt"  # by whom the trunks' certificates are signed
 
 
 class _Log(pj.LogWriter):  # type: ignore[misc]
@@ -71,8 +72,10 @@ class Endpoint:
         self.capacity = 0  # calls that this build carries at once
         self._commands = ThreadPoolExecutor(1, thread_name_prefix="pjsip-commands")
         self._library: _Endpoint
+        self._tls = False
         self._log_writer: _Log
         self.ports: PortPool
+        self.waiting_tone: pj.AudioMedia  # for callers who wait, all the time
 
     async def command(self, work: Callable[[], Result]) -> Result:
         """Run `work` on the thread that commands the library; pj.Error comes through."""
@@ -102,6 +105,23 @@ class Endpoint:
         """Ports in the library's conference bridge; call it by `command`."""
         return int(self._library.mediaActivePorts())
 
+    def need_tls(self) -> None:
+        """A transport for trunks that are reached by TLS, once; by `command`. It only calls out: what comes in by TLS
+        is the edge's, as this build carries an OpenSSL that gets no repairs any more."""
+        if not self._tls:
+            config = pj.TransportConfig()
+            config.boundAddress = config.publicAddress = self.settings.host
+            config.tlsConfig.verifyServer = True
+            config.tlsConfig.CaListFile = self.settings.tls_ca
+            self._library.transportCreate(pj.PJSIP_TRANSPORT_TLS, config)
+            self._tls = True
+
+    def set_codecs(self, codecs: tuple[str, ...]) -> None:
+        """Offer these alone from the next call on, best first; by `command`."""
+        for codec in self._library.codecEnum2():
+            rank = codecs.index(codec.codecId) if codec.codecId in codecs else None
+            self._library.codecSetPriority(codec.codecId, 0 if rank is None else 255 - rank)
+
     def _register_this_thread(self) -> None:
         self._library.libRegisterThread(threading.current_thread().name)
 
@@ -115,11 +135,10 @@ class Endpoint:
         library.audDevManager().setNullDev()
         self._listen(library)
         library.libStart()
-        for codec in library.codecEnum2():
-            rank = self.settings.codecs.index(codec.codecId) if codec.codecId in self.settings.codecs else None
-            library.codecSetPriority(codec.codecId, 0 if rank is None else 255 - rank)
+        self.set_codecs(self.settings.codecs)
         sink = library.audDevManager().getPlaybackDevMedia()
         self.ports = PortPool(self.capacity, sink)
+        self.waiting_tone = _waiting_tone()
 
     def _config(self) -> pj.EpConfig:
         config = pj.EpConfig()
@@ -160,6 +179,19 @@ class Endpoint:
                     raise EndpointError(f"SIP can't listen on {address}: {error.reason}") from None
                 if udp is not None:
                     library.transportClose(udp)
+
+
+def _waiting_tone() -> pj.AudioMedia:
+    """425 Hz, one second of five, as it rings in most of Europe (ITU-T E.180). One for all, for ever: ports that come
+    and go crash the library."""
+    generator = pj.ToneGenerator()
+    generator.createToneGenerator(SAMPLE_RATE, 1)
+    tone = pj.ToneDesc()
+    tone.freq1, tone.freq2, tone.on_msec, tone.off_msec, tone.volume = 425, 0, 1000, 4000, 2000
+    tones = pj.ToneDescVector()
+    tones.append(tone)
+    generator.play(tones, True)
+    return generator
 
 
 def calls_of_build() -> int:

@@ -62,6 +62,18 @@ def db_upgrade() -> None:
 
 
 @app.command()
+def drain(
+    worker: Annotated[str | None, typer.Argument(help="its name, or how it begins; default: lists all")] = None,
+    off: Annotated[bool, typer.Option("--off", help="have it take calls again")] = False,
+    wait: Annotated[float, typer.Option(min=0, max=3600, help="seconds until it must have no call any more")] = 60.0,
+) -> None:
+    """Have a worker take no new calls and move those it has to others; list the workers."""
+    from tandem.drain_command import drain
+
+    drain(load_settings(), worker, off=off, wait_s=wait)
+
+
+@app.command()
 def doctor(
     call_id: Annotated[str | None, typer.Argument(help="a call's id: what became of it, what went wrong")] = None,
 ) -> None:

@@ -41,8 +41,14 @@ class FakeWorker:
     said: dict[int, bytes] = field(default_factory=dict)
     steps: list[wire.Step] = field(default_factory=list)
     deaf_to_controls: bool = False  # they come, and nothing becomes of them
+    taught: list[wire.Follow] = field(default_factory=list)  # steps of the worker that had a call
+    dies_when_taught: bool = False
+    slow_to_learn: bool = False
     histories: list[wire.History] = field(default_factory=list)  # of calls that came from elsewhere
     controls: list[str] = field(default_factory=list)  # the ids of those that came
+    given: list[wire.Control] = field(default_factory=list)
+    outcomes: dict[str, str] = field(default_factory=dict)  # of controls, by their id; others are held
+    heard_at_first_control: int = 0
     closes: list[wire.CloseReason] = field(default_factory=list)
     url: str = ""
     _server: Server | None = None
@@ -62,6 +68,15 @@ class FakeWorker:
         assert self._server is not None
         for connection in list(self._server.connections):
             connection.transport.abort()
+
+    async def ask_to_leave(self, reason: wire.CloseReason = wire.CloseReason.DRAINING) -> None:
+        await self.say(wire.Leave(reason))
+
+    async def say(self, message: wire.FromWorker) -> None:
+        """To all its calls."""
+        assert self._server is not None
+        for connection in list(self._server.connections):
+            await connection.send(wire.encode(message))
 
     async def _handle(self, connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):
@@ -102,10 +117,23 @@ class FakeWorker:
                         frame = wire.decode_from_bridge(await connection.recv(), LAYOUT)
                         assert isinstance(frame, wire.Audio)
                         before = frame.pcm
-                case wire.Control(id=control) if not self.deaf_to_controls:
+                case wire.Follow(step, pcm) as lesson:
+                    if self.dies_when_taught:
+                        connection.transport.abort()
+                        return
+                    while self.slow_to_learn:
+                        await asyncio.sleep(0.01)
+                    self.taught.append(lesson)
+                    await connection.send(wire.encode(wire.Audio(step.k, before)))
+                    await connection.send(wire.encode(step, LAYOUT))
+                    before = pcm
+                case wire.Control(id=control) as given if not self.deaf_to_controls:
+                    if not self.controls:
+                        self.heard_at_first_control = len(self.heard)
                     self.controls.append(control)
+                    self.given.append(given)
                     k = max(self.heard, default=0)
-                    await connection.send(wire.encode(wire.Outcome(control, "held", k, k)))
+                    await connection.send(wire.encode(wire.Outcome(control, self.outcomes.get(control, "held"), k, k)))
                 case wire.Ping() as ping if not self.mute:
                     await connection.send(wire.encode(ping))
                 case wire.Close(reason):

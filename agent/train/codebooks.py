@@ -32,35 +32,30 @@ class Following:
     step: int
     team: Team
     generator: torch.Generator
-    decay: float = DECAY
 
 
-def quantised(quantizer: Quantizer, x: Tensor, used: Tensor | None, follow: Following,
-              beside: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def quantised(quantizer: Quantizer, x: Tensor, used: Tensor | None, follow: Following | None,
+              ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, frames, dimension]; `used` [B]: how many of the acoustic codebooks are, None: all -> the quantised latents,
-    the first codebook's part, how far latents are from their centroids. Moves the centroids, also towards what `beside`
-    holds: latents [..., codebook_dimension] as both halves quantise them."""
-    first, distance = _through(quantizer.rvq_first, x, None, follow, None if beside is None else beside[0])
-    rest, distances = _through(quantizer.rvq_rest, x, used, follow, None if beside is None else beside[1])
+    the first codebook's part, how far latents are from their centroids. Moves the centroids unless `follow` is None."""
+    first, distance = _through(quantizer.rvq_first, x, None, follow)
+    rest, distances = _through(quantizer.rvq_rest, x, used, follow)
     count = len(quantizer.rvq_rest.codebooks())
     return first + rest, first, (distance + distances) / (1 + count)
 
 
-def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, follow: Following, beside: Tensor | None,
+def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, follow: Following | None,
              ) -> tuple[Tensor, Tensor]:
     z = linear(x, half.input_proj.weight[..., 0])
     residual, total, distance = z, torch.zeros_like(z), torch.zeros((), device=z.device)
-    others = z.new_zeros(0, z.shape[-1]) if beside is None else beside.flatten(0, -2)
     for place, codebook in enumerate(half.codebooks()):
         vectors, half_squares = codebook.centroids()
-        all_residuals = torch.cat([residual.detach().flatten(0, 1), others])
-        codes = (linear(all_residuals, vectors) - half_squares).argmax(dim=-1)
-        nearest = vectors[codes].detach()
-        others = others - nearest[len(nearest) - len(others):]
-        chosen = nearest[:len(nearest) - len(others)].view(residual.shape)
+        codes = (linear(residual, vectors) - half_squares).argmax(dim=-1)
+        chosen = vectors[codes].detach()
         distance = distance + F.mse_loss(residual, chosen)
         total = total + (chosen if used is None else chosen * (place < used)[:, None, None])
-        _follow(codebook, all_residuals, codes, follow)
+        if follow is not None:
+            _follow(codebook, residual.detach().flatten(0, 1), codes.flatten(), follow)
         residual = residual - chosen
     return linear(z + (total - z).detach(), half.output_proj.weight[..., 0]), distance
 
@@ -73,8 +68,8 @@ def _follow(codebook: Codebook, latents: Tensor, codes: Tensor, following: Follo
     new[:, 0] = torch.bincount(codes, minlength=len(usage))
     new[:, 1:].index_add_(0, codes, latents)
     following.team.sum_(new)
-    usage.mul_(following.decay).add_(new[:, 0], alpha=1 - following.decay)
-    sums.mul_(following.decay).add_(new[:, 1:], alpha=1 - following.decay)
+    usage.mul_(DECAY).add_(new[:, 0], alpha=1 - DECAY)
+    sums.mul_(DECAY).add_(new[:, 1:], alpha=1 - DECAY)
     if following.step % _LOOKED_AFTER == 0:
         even = usage.mean()
         dead = usage < SHORTEST_USE * even

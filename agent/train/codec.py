@@ -3,9 +3,8 @@
 Two trainings, the second goes on from the first:
 
     all    how sound is coded, both sides of calls
-    ears   what callers say: the encoder learns to put phonemes into codes, and centroids follow. The decoder stays as
-           it is: the agent's sentences go on to be encoded by the first training's encoder (`voice`), by centroids that
-           follow its latents, too, so that codes mean to the decoder what they meant
+    ears   what callers say: the encoder learns to put phonemes and words into codes. Decoder and codebooks stay as they
+           are, so that the agent's sentences, which the first training's encoder goes on to encode, sound as before
 """
 
 from __future__ import annotations
@@ -24,17 +23,16 @@ from torch import Tensor, nn
 
 from agent.moshi.config import MimiConfig
 from agent.moshi.convolution import CausalConv, CausalUpsampling, ChannelwiseUpsampling
-from agent.moshi.layers import LayerScale, Weight, linear
+from agent.moshi.layers import LayerScale, Weight
 from agent.moshi.mimi import Mimi
 from agent.moshi.quantizer import Codebook
 from agent.train import codebooks
-from agent.train.codec_data import Stretches, read_stretches
+from agent.train.codec_data import WORD_LABELS, Drawn, Stretches, read_stretches
 from agent.train.codec_loss import SpectralLoss
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME, SILENCE
 from agent.train.trainer import Task, Team, TrainingError
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"
-VOICE = "voice"  # the folder beside trained ears of the codec that encodes what the agent says
 
 Learns = Literal["all", "ears"]
 
@@ -42,10 +40,10 @@ _LAYER_SCALE = 0.1
 _LOUDNESS = 0.03  # standard deviation of the sound that the untrained decoder makes
 _BRANCH = 0.5  # of what a residual branch adds, the rest of the signal being 1
 _KMEANS_BATCHES = 40
-_AGENT_SHARE: Mapping[Learns, float] = {"all": 0.5, "ears": 0.25}  # of the stretches
-_EARS_DECAY = 0.99  # of the running sums of centroids, since these latents grow
+_AGENT_SHARE: Mapping[Learns, float] = {"all": 0.5, "ears": 0.0}  # of the stretches
+_TEMPO: Mapping[Learns, float] = {"all": 1.0, "ears": 1.13}
 _LEARNT_BY_EARS = ("encoder", "downsample")  # and the quantiser's projections of what comes in
-_STRAIGHT = 0.5  # of the phonemes' loss, from the latents: its gradient doesn't pass through codebooks
+_STRAIGHT = 0.5  # of the loss of phonemes and words, from the latents: its gradient doesn't pass through codebooks
 _NEW_LAYER = 0.01  # the layer scale of a layer that is added to a trained encoder
 
 
@@ -75,29 +73,28 @@ class _CodecTask:
     def __init__(self, team: Team, spec: CodecSpec) -> None:
         self.team, self.spec = team, spec
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
-        labels = LABELS_PER_FRAME * LABELS
-        self.heads = nn.ModuleDict({name: nn.Linear(self.mimi.config.dimension, labels)
-                                    for name in ("first", "all", "latents")})
+        width, labels = self.mimi.config.dimension, LABELS_PER_FRAME * LABELS
+        self.heads = nn.ModuleDict({name: nn.Linear(width, labels) for name in ("first", "all", "latents")}
+                                   | {name: nn.Linear(width, WORD_LABELS) for name in ("words", "words_in_latents")})
         agent_share = _AGENT_SHARE[spec.learns]
-        self.calls = read_stretches(spec.calls, spec.frames, agent_share)
-        self.held_out = read_stretches([spec.held_out], spec.frames, agent_share) if team.rank == 0 else None
+        self.calls = read_stretches(spec.calls, spec.frames, agent_share, _TEMPO[spec.learns])
+        self.held_out = None
+        if team.rank == 0:
+            self.held_out = read_stretches([spec.held_out], spec.frames, agent_share, vocabulary=self.calls.vocabulary)
         self.loss_of = SpectralLoss().to(team.device)
         self.module = nn.ModuleDict({"mimi": self.mimi, "heads": self.heads}).to(team.device)
-        self.voice: Mimi | None = None  # the codec of the first training, but for the centroids
         if spec.of is not None:
-            self.voice, self.voice_config = load_codec(spec.of).to(team.device), json.loads(
-                (spec.of / CONFIG).read_text())
-            begin_with(self.mimi, self.voice)
+            begin_with(self.mimi, load_codec(spec.of).to(team.device))
         else:
             generator = torch.Generator().manual_seed(0)
-            initialise(self.mimi, self.calls.draw(16, generator)[0].to(team.device), generator)
+            initialise(self.mimi, self.calls.draw(16, generator).pcm.to(team.device), generator)
         for name, weight in self.mimi.named_parameters():
             weight.requires_grad_(spec.learns == "all" or name.startswith(_LEARNT_BY_EARS) or ".input_proj." in name)
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         count = max(1, self.spec.batch // self.team.size)
         if self.spec.learns == "ears":
-            return self._ears_losses(count, step, generator)
+            return self._ears_losses(count, generator)
         if step == self.spec.unquantised_steps:
             self._begin_codebooks()
         return self._losses(count, step, generator)
@@ -107,35 +104,30 @@ class _CodecTask:
         generator = torch.Generator().manual_seed(1)
         rows = []
         for _ in range(8):
-            pcm, labels, agent = self._drawn(self.held_out, 8, generator)
+            pcm, phones, words, agent = self._drawn(self.held_out, 8, generator)
             quantiser = self.mimi.quantizer
             codes = quantiser.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
             whole, first = quantiser.decode(codes), quantiser.rvq_first.decode(codes[..., :1])
-            row = {"first": self._phonemes("first", first[~agent], labels[~agent])[1]}
+            row = {"first": self._told("first", first[~agent], phones[~agent])[1]}
             if self.spec.learns == "ears":
-                row["all"] = self._phonemes("all", whole[~agent], labels[~agent])[1]
+                row["all"] = self._told("all", whole, phones)[1]
+                row["words"] = self._told("words", whole, words)[1]
+            else:
                 pcm = pcm[agent]
-                assert self.voice is not None
-                self._share_centroids(self.voice)
-                whole = quantiser.decode(self.voice.encode(pcm, self.mimi.config.codebooks).transpose(1, 2))
-            if len(pcm):
-                row["mel"] = self.loss_of(self.mimi.sound(whole), pcm, torch.ones(len(pcm), device=pcm.device))[1]
+                row["mel"] = self.loss_of(self.mimi.sound(whole[agent]), pcm, torch.ones(len(pcm)).to(pcm.device))[1]
             rows.append(row)
-        means = {name: float(torch.tensor([row.get(name, float("nan")) for row in rows]).nanmean())
-                 for name in ("first", "all", "mel")}
+        means = {name: float(torch.tensor([row[name] for row in rows]).nanmean()) for name in rows[0]}
         usage = torch.stack([book.cluster_usage for book in self._codebooks()])
         shares = usage / usage.sum(1, keepdim=True)
         bits = -(shares * shares.clamp(min=1e-9).log2()).sum(1)
         return means | {"bits_first": float(bits[0]), "bits_last": float(bits[-1])}
 
     def export(self, folder: Path) -> None:
-        _write(self.mimi, self.spec.config, folder)
-        if self.voice is not None:
-            self._share_centroids(self.voice)
-            _write(self.voice, self.voice_config, folder / VOICE)
-
-    def _share_centroids(self, voice: Mimi) -> None:
-        voice.quantizer.load_state_dict(dict(self.mimi.quantizer.named_buffers()), strict=False)
+        (folder / CONFIG).write_text(json.dumps(self.spec.config, indent=2) + "\n")
+        # Weights in half the bytes; centroids as they are, since codes are decided by small differences.
+        halved = {name for name, _ in self.mimi.named_parameters()}
+        save_file({name: tensor.to(torch.bfloat16 if name in halved else torch.float32).contiguous().cpu()
+                   for name, tensor in self.mimi.state_dict().items()}, folder / WEIGHTS)
 
     def _sound_losses(self, x: Tensor, pcm: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Of what the decoder makes of quantised latents x [B, frames, dimension] against pcm [B, samples]."""
@@ -146,37 +138,23 @@ class _CodecTask:
         wave = (decoded - pcm).abs().mean()
         return spectral + wave, {"spectral": spectral.item(), "mel": mel, "wave": wave.item()}
 
-    def _ears_losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
-        pcm, labels, agent = self._drawn(self.calls, count, generator)
+    def _ears_losses(self, count: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        pcm, phones, words, _ = self._drawn(self.calls, count, generator)
         with torch.autocast(pcm.device.type, torch.bfloat16):
-            latents = self.mimi.latents(pcm[~agent])
-        labels = labels[~agent]
-        beside = None
-        if bool(agent.any()):
-            beside = self._voice_latents(pcm[agent])
-        passed, first, distance = codebooks.quantised(
-            self.mimi.quantizer, latents.float(), None,
-            codebooks.Following(step, self.team, generator, _EARS_DECAY), beside)
-        first_loss, first_right = self._phonemes("first", first, labels)
-        all_loss, all_right = self._phonemes("all", passed, labels)
-        straight_loss, straight_right = self._phonemes("latents", latents.float(), labels)
-        total = (self.spec.phonemes * (first_loss + all_loss + _STRAIGHT * straight_loss)
-                 + self.spec.commitment * distance)
-        return total, {"distance": distance.item(), "first_loss": first_loss.item(), "all_loss": all_loss.item(),
-                       "first": first_right, "all": all_right, "straight": straight_right}
-
-    @torch.no_grad()
-    def _voice_latents(self, pcm: Tensor) -> tuple[Tensor, Tensor]:
-        """The agent's pcm [B, samples] as both halves quantise it, [B, frames, codebook_dimension] each."""
-        assert self.voice is not None
-        latents, quantizer = self.voice.latents(pcm), self.voice.quantizer
-        first, rest = (linear(latents, half.input_proj.weight[..., 0])
-                       for half in (quantizer.rvq_first, quantizer.rvq_rest))
-        return first, rest
+            latents = self.mimi.latents(pcm)
+        latents = latents.float()
+        whole, first, distance = codebooks.quantised(self.mimi.quantizer, latents, None, None)
+        told = {"first": self._told("first", first, phones), "all": self._told("all", whole, phones),
+                "words": self._told("words", whole, words)}
+        straight = {"straight": self._told("latents", latents, phones),
+                    "straight_words": self._told("words_in_latents", latents, words)}
+        total = (sum(loss for loss, _ in told.values()) + _STRAIGHT * sum(loss for loss, _ in straight.values())
+                 ) * self.spec.phonemes + self.spec.commitment * distance
+        return total, {"distance": distance.item(), **{name: right for name, (_, right) in (told | straight).items()}}
 
     def _losses(self, count: int, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
-        pcm, labels, agent = self._drawn(self.calls, count, generator)
+        pcm, labels, _, agent = self._drawn(self.calls, count, generator)
         with torch.autocast(pcm.device.type, torch.bfloat16):
             latents = self.mimi.latents(pcm)
         latents = latents.float()
@@ -190,18 +168,17 @@ class _CodecTask:
             follow = codebooks.Following(step, self.team, generator)
             passed, first, distance = codebooks.quantised(self.mimi.quantizer, latents, used, follow)
         sound_loss, figures = self._sound_losses(passed, pcm, torch.where(agent, 1.0, spec.caller_weight))
-        phonemes, right = self._phonemes("first", first, labels)
+        phonemes, right = self._told("first", first, labels)
         total = sound_loss + spec.commitment * distance + spec.phonemes * phonemes
         return total, {**figures, "distance": distance.item(), "phoneme_loss": phonemes.item(), "phonemes": right}
 
-    def _drawn(self, stretches: Stretches, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        pcm, labels, agent = stretches.draw(count, generator)
-        device = self.team.device
-        return pcm.to(device), labels.to(device), agent.to(device)
+    def _drawn(self, stretches: Stretches, count: int, generator: torch.Generator) -> Drawn:
+        return Drawn(*(part.to(self.team.device) for part in stretches.draw(count, generator)))
 
-    def _phonemes(self, head: str, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        """From the codebooks' part x [B, frames, dimension]: the loss, and how many are right of those spoken."""
-        logits = self.heads[head](x).unflatten(-1, (LABELS_PER_FRAME, LABELS)).flatten(1, 2)
+    def _told(self, head: str, x: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        """Labels [B, frames * labels of a frame] from x [B, frames, dimension]: the loss, and how many are right of
+        those where somebody speaks."""
+        logits = self.heads[head](x).unflatten(-1, (labels.shape[1] // x.shape[1], -1)).flatten(1, 2)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         spoken = labels != SILENCE
         return loss, float((logits.argmax(-1) == labels)[spoken].float().mean())
@@ -213,7 +190,7 @@ class _CodecTask:
     @torch.no_grad()
     def _begin_codebooks(self) -> None:
         generator = torch.Generator().manual_seed(2)
-        latents = [self.mimi.latents(self._drawn(self.calls, 8, generator)[0]).flatten(0, 1)
+        latents = [self.mimi.latents(self._drawn(self.calls, 8, generator).pcm).flatten(0, 1)
                    for _ in range(_KMEANS_BATCHES)]
         codebooks.begin(self.mimi.quantizer, torch.cat(latents), self.team, generator)
 
@@ -226,15 +203,6 @@ def load_codec(folder: Path) -> Mimi:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{folder}: has no whole Mimi ({str(error).splitlines()[0]})") from None
     return mimi.eval()
-
-
-def _write(mimi: Mimi, config: Mapping[str, Any], folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    # Weights in half the bytes; centroids as they are, since codes are decided by small differences.
-    halved = {name for name, _ in mimi.named_parameters()}
-    save_file({name: tensor.to(torch.bfloat16 if name in halved else torch.float32).contiguous().cpu()
-               for name, tensor in mimi.state_dict().items()}, folder / WEIGHTS)
 
 
 @torch.no_grad()
@@ -297,4 +265,4 @@ def initialise(mimi: Mimi, pcm: Tensor, generator: torch.Generator) -> None:
         hook.remove()
 
 
-__all__ = ["CONFIG", "VOICE", "WEIGHTS", "CodecSpec", "begin_with", "initialise", "load_codec", "make_task"]
+__all__ = ["CONFIG", "WEIGHTS", "CodecSpec", "begin_with", "initialise", "load_codec", "make_task"]

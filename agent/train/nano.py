@@ -3,7 +3,6 @@ resumed.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
     FOLDER/codec, ears, hearing, …    trainings: state.pt to go on from, progress.jsonl for the curves
-    FOLDER/ears/voice                 the codec that encodes what the agent says
     FOLDER/tokens                     the calls as the language models read them
     FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
 
@@ -203,8 +202,8 @@ class _Work:
                              progress=self._every_tenth(f"tokens of {', '.join(names)}"))
 
     def _voice(self) -> Mimi | None:
-        """The codec that encodes what the agent says, where ears were trained apart from it."""
-        apart = self.folder / "ears" / codec.VOICE
+        """The codec that encodes what the agent says: the first training's, before it learnt to hear callers."""
+        apart = self.folder / "codec"
         return codec.load_codec(apart).to(self.device) if apart.is_dir() else None
 
     def _silence(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Phones as labels of a moment: what is spoken then, or silence."""
+"""Labels of a moment: the phone, or the word, that is spoken then, or silence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,16 @@ LAG_S = 0.08  # a frame's labels are those of the frame before: a phone is told 
 _JOINED_S = 0.01  # a gap so short between two phones is none
 
 
-def labels_at(times_s: npt.NDArray[np.float64], phones: Sequence[Word]) -> npt.NDArray[np.int64]:
-    """The labels [n] at these times of phones in their order."""
-    changes = [(phone.begin_s, 1 + PHONES.index(phone.text)) for phone in phones]
-    changes += [(phone.end_s, SILENCE) for phone, after in zip(phones, [*phones[1:], None], strict=True)
-                if after is None or after.begin_s > phone.end_s + _JOINED_S]
+def phone_label(phone: str) -> int:
+    return 1 + PHONES.index(phone)
+
+
+def labels_at(times_s: npt.NDArray[np.float64], spoken: Sequence[Word],
+              label: Callable[[str], int] = phone_label) -> npt.NDArray[np.int64]:
+    """The labels [n] at these times of phones, or words, in their order."""
+    changes = [(part.begin_s, label(part.text)) for part in spoken]
+    changes += [(part.end_s, SILENCE) for part, after in zip(spoken, [*spoken[1:], None], strict=True)
+                if after is None or after.begin_s > part.end_s + _JOINED_S]
     changes.sort(key=lambda change: change[0])
     begins = np.array([-np.inf, *(at for at, _ in changes)])
     labels = np.array([SILENCE, *(label for _, label in changes)], np.int64)

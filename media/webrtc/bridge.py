@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from aiortc import RTCCertificate
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from calls import taps
 from calls.events import CallEnded, CallReceived, EndReason
 from calls.offers import Answer, Inbox, Request
 from calls.routing import Busy, Refusal, RoutingUnavailable
-from calls.settings import ECHO, Settings
+from calls.settings import Settings
 from calls.turn import credentials
 from media.bridge import CallBridge
+from media.tap_link import TapLost
 from media.webrtc.call import CallOver, Overheard, WebCall
 from media.webrtc.ice import IceSettings, Relay, check_address
+from media.webrtc.operator import OperatorLine
 from media.webrtc.sdp import BadSdp, Offer, parse_offer
 
 log = logging.getLogger(__name__)
@@ -27,6 +32,9 @@ log = logging.getLogger(__name__)
 REDIS_AWAY_S = 0.5  # before Redis is asked again
 FULL = "all calls of this WebRTC process are taken"
 ANSWERING = 32  # requests that are dealt with at a time
+MOST_OPERATORS = 16  # who listen by this process, beside its calls
+LAST_OPERATORS_S = 8.0  # at the end, for their connections to close
+TAP_ERRORS: Mapping[str, Literal["busy", "call_over"]] = {"too_many": "busy", "not_talking": "call_over"}
 
 
 class WebBridge(CallBridge):
@@ -36,9 +44,11 @@ class WebBridge(CallBridge):
 
     def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
         super().__init__(settings, redis, secret)
+        self._secret = secret
         self._inbox = Inbox(redis, self.name)
         self._certificate = RTCCertificate.generateCertificate()
         self._by_id: dict[str, WebCall] = {}
+        self._operators: dict[str, tuple[OperatorLine, asyncio.Task[None]]] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
     @property
@@ -49,11 +59,16 @@ class WebBridge(CallBridge):
         """Raises BadAddress when it can't listen."""
         for host in self._settings.webrtc_hosts:
             check_address(host)
+        await self.follow_configuration()
         taking = asyncio.create_task(self._take_requests())
         log.info("WebRTC on %s, %d calls at a time", ", ".join(self._settings.webrtc_hosts), self.capacity)
         await self.run_until_stopped()
         taking.cancel()
+        for line, _ in self._operators.values():
+            line.end("this process ends")
         await asyncio.wait((taking, *self._answering), timeout=1.0)
+        if self._operators:
+            await asyncio.wait([task for _, task in self._operators.values()], timeout=LAST_OPERATORS_S)
 
     async def _take_requests(self) -> None:
         away = False
@@ -84,6 +99,10 @@ class WebBridge(CallBridge):
                     answer = await self._later_offer(request)
                 case "end":
                     answer = self._end(request)
+                case "tap":
+                    answer = await self._new_tap(request)
+                case "renew":
+                    answer = self._renew(request)
         except BadSdp as error:
             answer = Answer("bad_sdp", str(error))
         except Exception:
@@ -99,10 +118,10 @@ class WebBridge(CallBridge):
         if len(self._calls) >= self.capacity:
             self._note_busy(request)
             return Answer("busy", FULL)
+        if (agent := self._configuration.now.by_name.get(request.agent)) is None:
+            return Answer("unavailable", f"there is no agent {request.agent}")
         call = WebCall(self._certificate, self._ice_settings())
-        call.session = self.new_session(
-            self._received(request), ECHO if request.agent == ECHO else self._settings.model_name,
-            Overheard(self._events, call.spoken))
+        call.session = self.new_session(self._received(request), agent, Overheard(self._events, call.spoken))
         id = call.session.call
         log.info("call %s from %s at %s to %s", id, request.client, request.origin, request.agent)
         answered: asyncio.Future[str | Refusal] = self._loop.create_future()
@@ -143,6 +162,34 @@ class WebBridge(CallBridge):
         if call is None:
             return Answer("call_over", "the call is over")
         call.hang_up()
+        return Answer(call=request.call)
+
+    # operators who listen
+
+    async def _new_tap(self, request: Request) -> Answer:
+        offer = parse_offer(request.sdp)
+        if self._closing:
+            return Answer("unavailable", "this process is ending")
+        if len(self._operators) >= MOST_OPERATORS:
+            return Answer("busy", "too many people listen at this WebRTC process")
+        try:
+            line = OperatorLine(taps.read(request.grant, self._secret, time.time()), offer, self._certificate,
+                                self._ice_settings())
+            answer = await line.open(request.tap, request.grant)
+        except taps.BadGrant as bad:
+            return Answer("unavailable", f"the permission to listen isn't valid: {bad}")
+        except TapLost as lost:
+            return Answer(TAP_ERRORS.get(lost.code, "unavailable"), str(lost))
+        id = line.grant.id
+        log.info("%s listens to call %s", line.grant.by, line.grant.call)
+        self._operators[id] = line, (task := asyncio.create_task(line.run()))
+        task.add_done_callback(lambda _: self._operators.pop(id))
+        return Answer(call=id, sdp=answer, bridge=self.name)
+
+    def _renew(self, request: Request) -> Answer:
+        line, _ = self._operators.get(request.call, (None, None))
+        if line is None or line.grant.by != request.client or not line.renew():
+            return Answer("call_over", "you don't listen any more")
         return Answer(call=request.call)
 
     def _note_busy(self, request: Request) -> None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from api_client import Api
 from redis.asyncio import Redis
 from web_role import serving
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 
 from admin.access import WRONG_KEYS_PER_MINUTE
 from admin.api import KEY_WITHIN_S
 from admin.messages import BODY_BYTES
-from calls.api_keys import ApiKeys, Scope
+from calls.api_keys import ApiKeys
 from calls.audit import Audit
 from calls.controls import ControlInbox, Result
 from calls.events import (
@@ -57,64 +55,9 @@ def _events(*events: Event) -> list[Envelope]:
     return [Envelope("call-1", "bridge-1", 1, at, AT, event) for at, event in enumerate(events, 1)]
 
 
-@dataclass
-class Answer:
-    status: int
-    body: Any
-    headers: dict[str, str]
-
-
-@dataclass
-class Api:
-    port: int
-    keys: dict[str, str]
-
-    async def ask(self, path: str, body: object = None, *, key: str | None = "both", raw: bytes | None = None,
-                  range: str | None = None) -> Answer:
-        """`key`: one of `keys`, or the key itself."""
-        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v1{path}", data)
-        if key is not None:
-            request.add_header("Authorization", f"Bearer {self.keys.get(key, key)}")
-
-        if range is not None:
-            request.add_header("Range", range)
-
-        def answer() -> Answer:
-            try:
-                with urllib.request.urlopen(request, timeout=10) as came:
-                    return _answer(came.status, came)
-            except urllib.error.HTTPError as refused:
-                with refused:
-                    return _answer(refused.code, refused)
-
-        return await asyncio.to_thread(answer)
-
-    @asynccontextmanager
-    async def live(self, key: str | None = "both", call: str = "call-1") -> AsyncIterator[ClientConnection]:
-        headers = {} if key is None else {"Authorization": f"Bearer {self.keys.get(key, key)}"}
-        url = f"ws://127.0.0.1:{self.port}/api/v1/calls/{call}/live"
-        async with connect(url, additional_headers=headers, proxy=None) as socket:
-            yield socket
-
-
-def _answer(status: int, came: Any) -> Answer:
-    data, kind = came.read(), came.headers.get_content_type()
-    body = json.loads(data) if kind == "application/json" else data.decode() if "audio" not in kind else data
-    return Answer(status, body or data, dict(came.headers))
-
-
 async def _next(socket: ClientConnection) -> dict[str, Any]:
     async with asyncio.timeout(10):
         return dict(json.loads(await socket.recv()))
-
-
-@pytest.fixture
-async def api(redis_url: str, redis: Redis, store: Store, database_url: str) -> AsyncIterator[Api]:
-    keys = ApiKeys(store)
-    made = {"both": (Scope.READ, Scope.CONTROL), "reads": (Scope.READ,), "controls": (Scope.CONTROL,)}
-    async with serving(redis_url, database_url) as port:
-        yield Api(port, {name: (await keys.make(name, scopes))[1] for name, scopes in made.items()})
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from web_peer import Http
 from web_role import SECRET, serving
 
 from admin.web_calls import BODY_BYTES
+from calls.agents import Agent, Configuration, Number
+from calls.configuration import publish
 from calls.offers import Answer, Inbox, Request
 from calls.routing import BridgeRegistry
 from calls.web_tokens import WebTokens
@@ -105,6 +107,22 @@ async def test_a_call_is_made_resumed_and_ended(page: Http, bridge: Played) -> N
 async def test_the_first_agent_is_the_one_who_answers_where_none_is_asked_for(page: Http) -> None:
     _, session, _ = await page("POST", "/api/web/sessions", {"key": "pk_shop"})
     assert session["agent"] == "agent"
+
+
+async def test_a_page_names_an_agent_by_its_public_key_or_a_number_and_no_other_that_its_site_may_not_call(
+        page: Http, redis: Redis) -> None:
+    shop = Agent(name="shop", model="nano", recorded=False, public_key=f"pk_{'k' * 22}")
+    await publish(redis, Configuration(version=1, agents=(shop,), numbers=(Number("1", "shop"), Number("2", "echo"))))
+    async with asyncio.timeout(5):
+        while (await page("POST", "/api/web/sessions", {"key": "pk_shop", "agent": "2"}))[0] != 201:
+            await asyncio.sleep(0.01)
+    _, session, _ = await page("POST", "/api/web/sessions", {"key": "pk_shop", "agent": shop.public_key})
+    assert (session["agent"], session["recorded"]) == ("shop", False)
+    _, session, _ = await page("POST", "/api/web/sessions", {"key": "pk_shop", "agent": "2"})
+    assert (session["agent"], session["recorded"]) == ("echo", True)
+    for wanted in ("shop", "1", "pk_" + "x" * 22):
+        assert error(await page("POST", "/api/web/sessions", {"key": "pk_shop", "agent": wanted})) == (
+            404, "unknown_agent")
 
 
 @pytest.mark.parametrize("origin", [None, "https://evil.example", "null", "http://shop.example", "https://shop.example."])

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from agent.device_thread import MAX_COMMANDS, DeviceThread, Resampling, Seat, Stepped, from_s16le
+from agent.device_thread import MAX_COMMANDS, DeviceThread, Resampling, Seat, Stepped, from_s16le, to_s16le
 from agent.engine import MoshiEngine, TextMode
 from agent.monologue import Action, Command, Monologue, Outcome, word_splitter
 from agent.moshi.checkpoint import BUNDLED, load_model
 from agent.moshi.text import EPAD, PAD, Tokenizer
+from agent.step import Past
 from calls.wire import FORCED, MUTED, SamplingSettings
 
 SLOTS = 2
@@ -104,6 +105,37 @@ def test_a_said_line_stands_in_the_text_stream_word_by_word(caller: Caller, toke
     assert (outcome, first) == ("said", 0)
     said = "".join(tokenizer.piece(frame.step.text) for frame in stepped[:last + 1])
     assert said.replace("\u2581", " ").split() == line.split()
+
+
+def test_a_slot_that_follows_another_does_the_same_from_there_on(caller: Caller, tokenizer: Tokenizer) -> None:
+    rng = np.random.default_rng(5)
+    sound = [to_s16le(0.1 * rng.standard_normal(1920)) for _ in range(60)]
+    caller.tell(Command("s", Action.SPEAK))
+
+    def step(who: Caller, ks: range, given: list[Stepped] | None = None) -> list[Stepped]:
+        came = []
+        for k in ks:
+            who.device.frame(who.seat, k, sound[k], given[k].step if given else None)
+            came.append(who.steps.get(timeout=10))
+        return came
+
+    had = step(caller, range(40))
+    other = Caller(caller.device, tokenizer)
+    steps = [one.step for one in had[:20]]
+    caller.device.engine.rebuild(other.seat.slot, Past(
+        text=np.array([one.text for one in steps]), agent_codes=np.array([one.agent_codes for one in steps]).T,
+        caller_codes=np.array([one.caller_codes for one in steps]).T,
+        caller_text=np.array([one.caller_text for one in steps]),
+        heard=np.stack([from_s16le(frame) for frame in sound[:20]]), missed=np.zeros((0, 1920), np.float32)))
+    other.seat.fresh = False
+    followed = step(other, range(20, 40), had)
+    for mine, theirs in zip(followed, had[20:], strict=True):
+        assert (mine.step.text, mine.step.agent_codes, mine.step.caller_codes) == (
+            theirs.step.text, theirs.step.agent_codes, theirs.step.caller_codes)
+    for stayed, moved in zip(step(caller, range(40, 60)), step(other, range(40, 60)), strict=True):
+        assert (stayed.step.text, stayed.step.agent_codes) == (moved.step.text, moved.step.agent_codes)
+        assert np.allclose(from_s16le(stayed.pcm), from_s16le(moved.pcm), atol=1e-3)
+    assert {one.step.text for one in had} > {PAD}, "the agent spoke"
 
 
 def test_how_tokens_are_drawn_can_be_changed_while_a_call_runs(caller: Caller) -> None:

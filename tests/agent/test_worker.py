@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from agent import admission
 from agent.engine import EchoEngine, StepInputs, StepOutputs
 from agent.worker import Served, Worker
 from calls import wire
-from calls.routing import Busy, Lease, Router, health, sign_lease
+from calls.draining import NoSuchWorker, order
+from calls.routing import Busy, Lease, NoWorker, Router, health, sign_lease
 from calls.settings import Settings
 
 SECRET = b"a secret of the tests, 32 bytes long"
 FRAME = 1920
 SLOTS = 2
+STEP = wire.Step(0, 3, 3, 0, (), (), -1, (), 0.0, 0.0, 0, 0)  # of the echo
 
 Start = Callable[..., Awaitable[Worker]]
 
@@ -238,9 +242,7 @@ async def test_a_draining_worker_turns_new_calls_away_and_lets_running_ones_end(
     async with _opened(worker, "old") as (connection, ready):
         assert isinstance(ready, wire.Ready)
         worker.stop()
-        async with asyncio.timeout(5):
-            while not worker.heartbeat().draining:
-                await asyncio.sleep(0.01)
+        assert await _next(connection) == wire.Leave(wire.CloseReason.DRAINING), "it shall go elsewhere"
         async with _opened(worker, "new") as (_, answer):
             assert isinstance(answer, wire.Error)
             assert answer.code == "draining"
@@ -252,7 +254,88 @@ async def test_a_call_that_outlasts_the_drain_is_closed(start: Start) -> None:
     worker = await start(drain_s=0.1)
     async with _opened(worker, "old") as (connection, _):
         worker.stop()
+        assert await _next(connection) == wire.Leave(wire.CloseReason.DRAINING)
         assert await _next(connection) == wire.Close(wire.CloseReason.DRAINING)
+
+
+async def test_an_operator_has_a_worker_drain_and_take_calls_again(start: Start, redis: Redis) -> None:
+    worker, router = await start(), Router(redis, SECRET, lease_s=60)
+    async with _opened(worker, "old") as (connection, _):
+        await order(redis, worker.heartbeat().worker[:-2], drain=True)
+        assert await _next(connection) == wire.Leave(wire.CloseReason.DRAINING)
+        with pytest.raises(NoWorker):
+            await router.acquire("new", "echo")
+        await order(redis, worker.heartbeat().worker, drain=False)
+        async with asyncio.timeout(5):
+            while worker.heartbeat().draining:
+                await asyncio.sleep(0.01)
+        await until_leased(router, "new")
+
+
+async def test_only_a_worker_that_is_alive_can_be_told_to_drain(start: Start, redis: Redis) -> None:
+    await start()
+    with pytest.raises(NoSuchWorker, match="no worker 'nobody' is alive"):
+        await order(redis, "nobody", drain=True)
+
+
+class SlowEngine(EchoEngine):
+    """Takes longer for a step than a frame lasts."""
+
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
+        time.sleep(0.1)
+        return super().step(inputs)
+
+
+async def test_a_worker_that_doesnt_keep_up_says_busy_to_new_calls_and_has_one_go_elsewhere(
+        start: Start, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "LOAD_WINDOW_US", 400_000)
+    worker, router = await start(SlowEngine(slots=4)), Router(redis, SECRET, lease_s=60)
+    await router.acquire("old", "echo")
+    async with _opened(worker, "old", fence=2) as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+
+        async def talk() -> None:
+            for k in range(1000):
+                await connection.send(wire.encode(wire.Audio(k, _pcm(k))))
+                await asyncio.sleep(0.08)
+
+        talking = asyncio.create_task(talk())
+        try:
+            asked = None
+            while not isinstance(asked, wire.Leave):
+                asked = await _next(connection, ready.layout)
+            assert asked.reason is wire.CloseReason.OVERLOADED
+            async with asyncio.timeout(5):
+                while not (await health(redis)).workers[0].full:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(Busy):
+                await router.acquire("new", "echo")
+            async with _opened(worker, "with an old lease") as (_, answer):
+                assert isinstance(answer, wire.Error)
+                assert answer.code == "busy"
+        finally:
+            talking.cancel()
+        await until_leased(router, "later")
+
+
+async def until_leased(router: Router, call: str) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(Busy, NoWorker):
+                await router.acquire(call, "echo")
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_steps_that_no_model_can_have_made_end_the_connection_and_not_the_worker(start: Start) -> None:
+    worker = await start()
+    for step, frame in ((STEP, 10), (replace(STEP, text=999), 2 * FRAME), (replace(STEP, text=-1), 2 * FRAME)):
+        async with _opened(worker, f"{step.text} {frame}") as (connection, ready):
+            assert isinstance(ready, wire.Ready)
+            await connection.send(wire.encode(wire.Follow(step, bytes(frame)), ready.layout))
+            answer = await _next(connection)
+            assert isinstance(answer, wire.Error)
+            assert answer.code == "protocol"
 
 
 async def test_an_engine_that_fails_ends_its_calls_and_the_worker_with_its_error(redis: Redis) -> None:

@@ -82,7 +82,7 @@ WHOLE_ROW = CallRow(
     callee="sip:agent@here", reference="a84b4c76e66710", bridge="bridge 1", agent="agent", model="moshi", worker="w2",
     epoch="e2", fence=2, answered_at=AT + timedelta(seconds=2), codec="PCMU", ended_at=AT + timedelta(seconds=9),
     end_reason="caller_hung_up", ended_by="remote", sip_status=200, end_detail="BYE", frames=500, frames_dropped=3,
-    frames_missing=2, underruns=1)
+    frames_missing=2, underruns=1, q850=None)
 
 
 async def heard(store: Store, call: str = "call") -> list[tuple[str, str, bool, tuple[str, ...]]]:

@@ -16,7 +16,9 @@ from calls.wire import (
     CloseReason,
     Control,
     Error,
+    Follow,
     History,
+    Leave,
     Open,
     Outcome,
     Ping,
@@ -52,9 +54,11 @@ from_bridge = either_way | st.one_of(
     st.builds(Open, call=short_texts, lease=short_texts, sampling=st.builds(SamplingSettings)),
     st.builds(Control, id=short_texts, action=st.sampled_from(["speak", "hold", "say", "whisper", "release", "set"]),
               text=short_texts, mute=st.booleans(), sampling=st.none() | st.builds(SamplingSettings)),
+    st.builds(Follow, step=steps, pcm=st.binary(max_size=200).map(lambda pcm: pcm + pcm)),
     st.builds(History, steps=st.lists(steps, max_size=3).map(tuple),
               control_state=st.dictionaries(short_texts, st.integers(), max_size=3)))
 from_worker = either_way | steps | st.one_of(
+    st.builds(Leave, reason=st.sampled_from(CloseReason)),
     st.builds(Ready, slot=small, model=short_texts, sample_rate=frames, frame_samples=frames,
               generated_codebooks=small, agent_codebooks=small, caller_codebooks=small, pause_heads=small,
               largest_delay=small, us_to_boundary=st.integers(0, 10**6)),
@@ -79,7 +83,7 @@ def test_any_bytes_are_a_message_an_unknown_kind_or_a_wire_error(decode: Any, da
     with suppress(WireError):
         message = decode(data, LAYOUT)
         assert message is None or type(message) in {
-            Open, Ready, Audio, Text, Control, Outcome, Error, Ping, Step, History, Close}
+            Open, Ready, Audio, Text, Control, Outcome, Error, Ping, Step, History, Close, Leave, Follow}
 
 
 @pytest.mark.parametrize("decode", [decode_from_bridge, decode_from_worker])

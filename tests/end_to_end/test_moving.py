@@ -1,4 +1,4 @@
-"""A worker is killed in the middle of a call with nano: the call goes on at another, and remembers."""
+"""A call with nano gets to another worker, because the one it is at drains, then because one is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 from redis.asyncio import Redis
@@ -18,6 +17,7 @@ from served import Served, serving
 
 from calls.connect import as_text, open_redis
 from calls.controls import Control, Controls
+from calls.routing import health
 from calls.store import Store
 from sip.phone import phone
 from tandem.embedded import running_postgres, running_redis
@@ -73,13 +73,23 @@ def _listens(pid: int) -> set[int]:
             if connection.status == "LISTEN"}
 
 
-async def test_a_killed_workers_call_goes_on_at_another_and_nano_does_not_greet_again(tmp_path: Path) -> None:
+async def test_a_call_leaves_a_worker_that_drains_unheard_and_outlives_the_next_one_with_its_memory() -> None:
     with serving(model="nano", echo_slots=0) as served, another_worker(served) as other:
         async with open_redis(running_redis(served.folder / "data")) as redis:
             talk = asyncio.create_task(phone(served.uri("agent"), seconds=SECONDS, codec="pcmu"))
             call = await _running(redis)
             await asyncio.sleep(GREETED_S)
-            killed = _has_the_call(_workers(served, other), served.sip_port)
+            pids = _workers(served, other)
+            drained = _has_the_call(pids, served.sip_port)
+            [name] = [worker.worker for worker in (await health(redis)).workers
+                      if int(worker.url.rsplit(":", 1)[1]) in _listens(drained)]
+            done = await asyncio.to_thread(served.tandem, "drain", name)
+            assert done.returncode == 0, done.stderr
+            assert "takes no new calls and has none" in done.stdout
+            assert psutil.pid_exists(drained), "it stays, for an operator to look at"
+            await asyncio.to_thread(served.tandem, "drain", name, "--off")
+            killed = _has_the_call(pids, served.sip_port)
+            assert killed != drained
             os.kill(killed, signal.SIGKILL)
             controls, line = Controls(redis), Control(call, "say", "Sorry, please go on.", by="test")
             await controls.give(line)
@@ -92,14 +102,15 @@ async def test_a_killed_workers_call_goes_on_at_another_and_nano_does_not_greet_
         async with asyncio.timeout(15):
             while (row := await store.call(call)) is None or row.ended_at is None:
                 await asyncio.sleep(0.1)
-        [move] = await store.moves(call)
+        left, lost = await store.moves(call)
         words = [word.text for one in await store.utterances(call) if one.speaker == "agent" for word in one.words]
         recording = await store.recording(call)
         await store.close()
-        assert move.why == "closed"
-        assert move.worker_before != move.worker
-        assert move.steps > GREETED_S / 0.08 * 0.7
-        assert move.seconds < 5
+        assert (left.why, lost.why) == ("draining", "closed")
+        assert (left.worker_before, left.worker) == (lost.worker, lost.worker_before)
+        assert left.seconds < 0.4, "nobody hears it"
+        assert lost.seconds < 5
+        assert GREETED_S / 0.08 * 0.7 < left.steps < lost.steps
         assert " ".join(words).lower().count("hello") == 1, words
         assert "please" in " ".join(words).lower()
         assert recording is not None

@@ -37,7 +37,7 @@ async def test_a_call_is_leased_answered_heard_and_ends_with_its_slot_free(bench
     assert [envelope.fence for envelope in bench.events.sent] == [0, 1, 1, 1, 1]
     assert bench.events.of(CallLeased) == [CallLeased("fake", "worker-1", "epoch-1")]
     assert bench.events.of(CallAnswered) == [CallAnswered("PCMU")]
-    assert bench.events.ended == CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 5, 0, 0, 0)
+    assert bench.events.ended == CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 5, 0, 0, 0, q850=16)
     assert bench.leases.held == {}
     await until(lambda: bench.worker.used == 0)
 
@@ -99,8 +99,9 @@ async def test_the_token_log_holds_the_steps_that_were_heard_as_the_worker_took_
     assert list(steps) == bench.worker.steps[:header.steps]
 
 
-@pytest.mark.parametrize("refusal", [Busy("all slots are taken"), NoWorker("none"), RoutingUnavailable("away")])
-async def test_a_refused_call_has_one_end_that_says_why(bench: Bench, refusal: Busy) -> None:
+@pytest.mark.parametrize(("refusal", "cause"), [
+    (Busy("all slots are taken"), 17), (NoWorker("none"), 41), (RoutingUnavailable("away"), 41)])
+async def test_a_refused_call_has_one_end_that_says_why(bench: Bench, refusal: Busy, cause: int) -> None:
     bench.leases.refusal = refusal
     session = bench.session()
     with pytest.raises(type(refusal)):
@@ -110,7 +111,7 @@ async def test_a_refused_call_has_one_end_that_says_why(bench: Bench, refusal: B
     assert bench.kinds() == ["received", "ended"]
     assert {envelope.fence for envelope in bench.events.sent} == {0}
     assert bench.events.ended == CallEnded(
-        refusal.reason, "local", refusal.sip_status, str(refusal), 0, 0, 0, 0)
+        refusal.reason, "local", refusal.sip_status, str(refusal), 0, 0, 0, 0, q850=cause)
 
 
 async def test_a_bridge_that_keeps_too_many_events_takes_no_call(bench: Bench) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from call_fakes import FakeWorker, until
-from session_bench import Bench
+from session_bench import Bench, Transport
 
 from calls import wire
 from calls.controls import Control, Result
@@ -16,10 +17,11 @@ from calls.events import (
     ControlTaken,
     EndReason,
 )
-from calls.routing import LeaseLost, NoWorker, RoutingUnavailable
+from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
 from calls.rules import Rule
 from calls.state import State
-from media import worker_hold
+from media import moves, worker_hold
+from media.session import Session
 
 
 async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(bench: Bench) -> None:
@@ -69,6 +71,117 @@ async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
         session.hung_up()
         await session.close(200)
     assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "held")]
+
+
+async def _talk(transport: Transport) -> None:
+    """In real time, or a little faster."""
+    while True:
+        transport.tick()
+        await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def leaving(bench: Bench) -> AsyncIterator[tuple[Session, Transport, FakeWorker]]:
+    """A call that goes on while its worker wants to be rid of it, and another worker."""
+    session, transport = await bench.talking()
+    await bench.frames(transport, 6)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        talking = asyncio.create_task(_talk(transport))
+        yield session, transport, other
+        talking.cancel()
+        session.hung_up()
+        await session.close(200)
+    assert not bench.leases.held
+
+
+async def test_a_call_leaves_its_worker_without_a_frame_lost(
+        bench: Bench, leaving: tuple[Session, Transport, FakeWorker]) -> None:
+    session, _, other = leaving
+    await bench.worker.ask_to_leave()
+    await until(lambda: len(other.said) > 5)
+    await until(lambda: bench.worker.used == 0)
+    assert session.state is State.TALKING
+    [history] = other.histories
+    followed = [step.k for step in history.steps] + [lesson.step.k for lesson in other.taught]
+    assert followed == sorted(bench.worker.said), "it knows all that the first one did"
+    assert [lesson.pcm for lesson in other.taught] == [bench.worker.heard[lesson.step.k] for lesson in other.taught]
+    assert sorted(other.said)[0] == followed[-1] + 1, "and goes on with the next frame"
+    assert sorted({*bench.worker.said, *other.said}) == list(range(max(other.said) + 1))
+    [moved] = bench.events.of(CallMoved)
+    assert isinstance(moved, CallMoved)
+    assert moved.why == "draining"
+    assert moved.seconds < 0.1, "without a pause"
+    assert moved.steps == len(followed)
+    session.hung_up()
+    await session.close(200)
+    assert bench.events.ended.frames_missing == bench.events.ended.frames_dropped == 0
+
+
+async def test_a_call_waits_for_the_end_of_a_line_and_takes_along_what_was_set_and_held(
+        bench: Bench, leaving: tuple[Session, Transport, FakeWorker]) -> None:
+    session, _, other = leaving
+    results: list[Result] = []
+    bench.worker.outcomes = {"set": "set", "set again": "set", "hold": "held"}
+    for control in (Control("call-1", "set", id="set", sampling=wire.SamplingSettings(text_temperature=0.3)),
+                    Control("call-1", "set", id="set again", sampling=wire.SamplingSettings(audio_top_k=9)),
+                    Control("call-1", "hold", id="hold")):
+        await session.control(control, results.append)
+    await until(lambda: len(results) == 3)
+    bench.worker.deaf_to_controls = True
+    await session.control(Control("call-1", "say", "hello", id="say"), results.append)
+    await bench.worker.ask_to_leave()
+    await until(lambda: len(other.taught) > 5)
+    assert not other.said.keys() - {lesson.step.k for lesson in other.taught}, "the line isn't finished"
+    assert session.state is State.TALKING
+    await bench.worker.say(wire.Outcome("say", "said", 0, 9))
+    await until(lambda: len(other.said) > 5)
+    assert [(control.action, control.id) for control in other.given] == [("set", "set again"), ("hold", "hold")]
+    assert other.given[0].sampling == wire.SamplingSettings(text_temperature=0.3, audio_top_k=9)
+    assert min(other.heard) == max(bench.worker.said) + 1
+    assert other.heard_at_first_control == 0, "before its first own frame"
+
+
+async def test_a_call_stays_where_it_is_until_there_is_another_worker(
+        bench: Bench, leaving: tuple[Session, Transport, FakeWorker], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "LEAVE_PAUSE_S", (0.01, 0.05))
+    session, _, other = leaving
+    bench.leases.refusal = Busy("all slots are taken")
+    await bench.worker.ask_to_leave(wire.CloseReason.OVERLOADED)
+    asked, said = len(bench.leases.models), len(bench.worker.said)
+    await until(lambda: len(bench.leases.models) > asked + 3 and len(bench.worker.said) > said + 5)
+    bench.leases.refusal = None
+    await until(lambda: other.said)
+    assert session.state is State.TALKING
+    assert [event.why for event in bench.events.of(CallMoved) if isinstance(event, CallMoved)] == ["overloaded"]
+
+
+async def test_a_call_whose_new_worker_dies_while_it_follows_stays_and_tries_again(
+        bench: Bench, leaving: tuple[Session, Transport, FakeWorker], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moves, "LEAVE_PAUSE_S", (0.01, 0.05))
+    session, _, other = leaving
+    other.dies_when_taught = True
+    await bench.worker.ask_to_leave()
+    await until(lambda: len(other.opens) > 2)
+    assert not bench.events.of(CallMoved)
+    other.dies_when_taught = False
+    await until(lambda: len(other.said) > 5)
+    assert session.state is State.TALKING
+    assert len(bench.events.of(CallMoved)) == 1
+    assert sorted({*bench.worker.said, *other.said}) == list(range(max(other.said) + 1)), "no frame was lost by it"
+
+
+async def test_a_worker_that_dies_while_it_is_left_is_lost_as_any_other(
+        bench: Bench, leaving: tuple[Session, Transport, FakeWorker]) -> None:
+    session, _, other = leaving
+    other.slow_to_learn = True
+    await bench.worker.ask_to_leave()
+    await until(lambda: other.histories)
+    bench.worker.lose_all()
+    other.slow_to_learn = False
+    await until(lambda: len(other.said) > 5)
+    assert session.state is State.TALKING
+    assert [event.why for event in bench.events.of(CallMoved) if isinstance(event, CallMoved)] == ["closed"]
 
 
 async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(bench: Bench) -> None:
@@ -203,4 +316,4 @@ async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: B
              if isinstance(event, ControlTaken)]
     assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "held"),
                      ("rule 3: silence", "hang_up", "", "done")]
-    assert bench.events.ended.reason is EndReason.OPERATOR_HUNG_UP
+    assert bench.events.ended.reason is EndReason.AGENT_HUNG_UP

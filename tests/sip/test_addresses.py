@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sip.accounts import Route, route
 from sip.addresses import EndpointError, address_of, call_id, check_host, request_uri, user_of
 
 
@@ -27,12 +26,6 @@ def test_all_other_addresses_are_refused_in_one_line_that_names_them(host: str) 
 ])
 def test_the_user_of_an_address(uri: str, user: str) -> None:
     assert user_of(uri) == user
-
-
-def test_echo_reaches_the_echo_and_any_other_user_the_agent() -> None:
-    assert route("sip:echo@127.0.0.1", "moshiko") == Route("echo", "echo")
-    for callee in ("sip:agent@127.0.0.1", "sip:%2B491234@127.0.0.1", "sip:127.0.0.1", "sip:echo1@h", ""):
-        assert route(callee, "moshiko") == Route("agent", "moshiko")
 
 
 @pytest.mark.parametrize(("header", "address"), [

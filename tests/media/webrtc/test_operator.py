@@ -63,6 +63,7 @@ async def test_what_an_operator_says_in_the_agents_place_reaches_the_caller_and_
     call = await bench.call(caller)
     voice = Microphone(np.concatenate([hello] * 4))
     operator, tap = await operators.listens(call, microphone=voice)
+    await wait_for(lambda: len(caller.heard) > 50)
     before = len(caller.heard)
     assert not np.concatenate(caller.heard[:before]).any(), "who only listens isn't heard"
     assert await operators.gives(call, "take_over", tap=tap) == ("talking", "")

@@ -1,0 +1,92 @@
+"""The newest telephony document in Redis, where SIP processes look for it; and how their trunks do.
+
+    API, command line ──save──▶ Postgres ──publish──▶ Redis ◀──read, every second── SIP processes
+
+A SIP process goes on with what it has while Redis is away; the web role publishes again what a Redis that came back
+empty lacks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from calls.connect import as_text
+from calls.routing import RoutingUnavailable
+from calls.telephony import TELEPHONY, BadTelephony, Telephony, telephony_of
+
+KEY = "tandem:{telephony}:document"
+STATES = "tandem:{telephony}:states"
+STATE_KEPT_S = 15.0  # of a process that tells nothing any more
+
+
+@dataclass(frozen=True)
+class Version:
+    number: int
+    at: datetime | None
+    by: str
+    document: Telephony
+
+
+async def publish(redis: Redis, version: Version) -> None:
+    """Let all SIP processes have it. Raises RoutingUnavailable."""
+    try:
+        newest = await read(redis)
+        if newest is None or newest.number < version.number:
+            await redis.set(KEY, json.dumps({"version": version.number,
+                                             "document": TELEPHONY.dump_python(version.document, mode="json")}))
+    except (RedisError, OSError) as error:
+        raise RoutingUnavailable(f"Redis: {error}") from error
+
+
+async def read(redis: Redis) -> Version | None:
+    """What was published last. Raises RedisError and OSError."""
+    found = await redis.get(KEY)
+    if found is None:
+        return None
+    try:
+        held: dict[str, Any] = json.loads(found)
+        return Version(int(held["version"]), None, "", telephony_of(held["document"]))
+    except (ValueError, KeyError, TypeError, BadTelephony):
+        return None
+
+
+@dataclass(frozen=True)
+class TrunkState:
+    """How a trunk does in one SIP process. `state` is registered, registering, refused, unregistered, or fixed, where
+    none signs in."""
+
+    trunk: str
+    bridge: str
+    state: str
+    sip_status: int
+    reason: str
+    next_s: float | None  # until we sign in again
+    at: float  # Unix seconds
+
+
+async def tell_states(redis: Redis, bridge: str, states: list[TrunkState]) -> None:
+    """Raises RedisError and OSError."""
+    if states:
+        await redis.hset(STATES, bridge, json.dumps([asdict(state) for state in states]))
+    else:
+        await redis.hdel(STATES, bridge)
+
+
+async def states(redis: Redis, now: float) -> tuple[TrunkState, ...]:
+    """Of all processes that tell. Raises RoutingUnavailable."""
+    try:
+        found = await redis.hgetall(STATES)
+        told = [TrunkState(**state) for value in found.values() for state in json.loads(value)]
+        for bridge, value in found.items():
+            if all(state["at"] < now - 100 * STATE_KEPT_S for state in json.loads(value)):
+                await redis.hdel(STATES, as_text(bridge))
+    except (RedisError, OSError, ValueError, TypeError) as error:
+        raise RoutingUnavailable(f"Redis: {error}") from error
+    return tuple(sorted((state for state in told if state.at > now - STATE_KEPT_S),
+                        key=lambda state: (state.trunk, state.bridge)))

@@ -1,0 +1,84 @@
+"""What happens on a call's telephone line, and what rules make of it and of the rest of the call.
+
+Keys, holds, transfers and sound that stops become events; a moment that a rule waits for becomes its control. So does
+the notice that the call is recorded: until it has been said, nothing is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from calls.controls import Control, Result
+from calls.events import LineChange, LineNoted
+from calls.rules import Rule, RuleBook
+
+NOTICE = "recording notice"  # by whom it is said, as timelines tell it
+
+
+@dataclass(frozen=True)
+class OnLine:
+    """What became of something that was wanted of the line."""
+
+    outcome: str
+    why: str = ""
+
+
+class LineWork(Protocol):
+    """A transport that carries out calls.controls.ON_THE_LINE."""
+
+    async def on_line(self, control: Control) -> OnLine: ...
+
+
+class Line:
+    """One call's. `emit` notes an event, `give` carries a control out, `now` is the frame of the call's clock, `spawn`
+    runs a task for as long as the call does."""
+
+    def __init__(self, rules: tuple[Rule, ...], *, emit: Callable[[LineNoted], None],
+                 give: Callable[[Control, Callable[[Result], None]], Awaitable[None]], now: Callable[[], int],
+                 spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
+        self._book, self._call = RuleBook(rules), ""
+        self._emit, self._give, self._now, self._spawn = emit, give, now, spawn
+
+    # what happens
+
+    def note(self, what: LineChange, side: Literal["local", "remote"], text: str = "", via: str = "") -> None:
+        self._emit(LineNoted(what, side, text, via, self._now()))
+
+    def pressed(self, key: str, via: str) -> None:
+        """The other side has pressed a key."""
+        self.note("key", "remote", key, via)
+        self._follow(self._book.pressed(key))
+
+    # what rules make of it
+
+    def answered(self, call: str, notice: str, said: Callable[[], object]) -> None:
+        """The call begins; `notice` is to be said first, and `said` is called once it is."""
+        self._call = call
+
+        def noticed(result: Result) -> None:
+            if result.outcome == "said":
+                said()
+
+        if notice:
+            self._carry_out([Control(call, "say", notice, by=NOTICE)], noticed)
+        self._follow(self._book.answered())
+
+    def advance(self, now_s: float, quiet_s: float, *, caller_spoke: bool) -> None:
+        self._follow(self._book.advance(now_s, quiet_s, caller_spoke=caller_spoke))
+
+    def heard(self, first_k: int, text: str) -> None:
+        self._follow(self._book.heard(first_k, text))
+
+    def _follow(self, due: list[int]) -> None:
+        """Carry out rules that are due, as controls like all others."""
+        self._carry_out([self._book.rules[at].control(self._call, at) for at in due], lambda _: None)
+
+    def _carry_out(self, controls: list[Control], reply: Callable[[Result], None]) -> None:
+        async def give() -> None:
+            for control in controls:
+                await self._give(control, reply)
+
+        if controls:
+            self._spawn(give())
