@@ -40,17 +40,15 @@ from calls.events import (
 from calls.routing import Busy, Refusal
 from calls.rules import Rule
 from calls.state import IllegalTransition, Signal, State, advance
-from media.audio import CHUNK_S, SAMPLE_RATE
+from media.audio import CHUNK_S
 from media.call_controls import CallControls, Reply
 from media.crossing import Crossing
 from media.latency import Latency
 from media.line import Line, LineWork
 from media.moves import Moves
+from media.talk import Talk
 from media.tape import Keeps, Tape
 from media.taps import Taps
-from media.token_log import TokenLog, token_log_path
-from media.turns import counted
-from media.utterances import Utterances
 from media.worker_hold import Leases, WorkerHold, happens
 from media.worker_link import WorkerLink, WorkerLost
 
@@ -115,7 +113,7 @@ class Session:
         self._events = events
         self._settings = settings
         self._tape = Tape(recordings if settings.records else None)
-        self._latency, self._concealed = Latency(), 0
+        self._latency = Latency()
         self._measured_at = math.inf  # the last time; none before the answer
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
@@ -133,8 +131,7 @@ class Session:
         self._codec = ""
         self._answered_at: datetime | None = None
         self._frames_waiting = asyncio.Event()
-        self._utterances: Utterances | None = None
-        self._token_log: TokenLog | None = None
+        self._talk: Talk | None = None  # once a worker is ready
         self._closing: asyncio.Task[None] | None = None
         self._controls = CallControls(
             send=self._send_control, emit=self._emit,
@@ -263,8 +260,7 @@ class Session:
             return
         self.state = advance(self.state, Signal.WORKER_READY)
         self._fence = lease.fence
-        self._utterances = Utterances(link.ready.largest_delay)
-        self._token_log = TokenLog(link.ready.layout, self._settings.kept_steps)
+        self._talk = Talk(link.ready, self._settings.kept_steps, self._latency)
         self._listener = self._spawn(self._listen())
         self._renewing = self._spawn(self._worker.keep(lambda why: self.end(EndReason.FAILED, why)))
         self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
@@ -273,15 +269,16 @@ class Session:
 
     async def _pump(self, crossing: Crossing) -> None:
         """The caller's frames to the worker; with each, what has been heard by now becomes events."""
+        assert self._talk is not None
         while True:
             await self._frames_waiting.wait()
             self._frames_waiting.clear()
             self._say_answered(crossing)
             for frame in crossing.take():
-                self._concealed += frame.silent_chunks if frame.k else 0  # those before the answer are none
+                self._talk.conceal(frame.silent_chunks if frame.k else 0)  # those before the answer are none
                 if self.state is State.TALKING:
                     await self._moves.send(frame)
-            self._note_heard(crossing)
+            self._emit_all(self._talk.advance(crossing))
             self._take_tape()
             turns = self._tape.turns
             if not self.taps.talker:  # who decides meanwhile what is done
@@ -315,8 +312,8 @@ class Session:
     def _say_measured(self, *, now: bool = False) -> None:
         if now or self._loop.time() - self._measured_at >= MEASURED_EVERY_S:
             self._measured_at = self._loop.time()
-            measures = (*self._latency.measures(), *self._tape.turns.measures(), counted("concealed", self._concealed))
-            self._emit(CallMeasured(measures))
+            assert self._talk is not None
+            self._emit(CallMeasured((*self._talk.measures(), *self._tape.turns.measures())))
             self.taps.tell()
 
     def _say_answered(self, crossing: Crossing) -> None:
@@ -326,17 +323,6 @@ class Session:
             notice = self._settings.notice if self._settings.notice and self.pause_recording() else ""
             self.line.answered(self.call, notice, self.resume_recording)
             self._measured_at = self._loop.time()
-
-    def _note_heard(self, crossing: Crossing) -> None:
-        assert self._utterances is not None
-        assert self._token_log is not None
-        heard = crossing.take_heard()
-        if heard:
-            self._token_log.heard(heard[-1].k)
-        for frame in heard:
-            assert crossing.began is not None
-            self._latency.heard(frame.k, crossing.began.monotonic_s + frame.sample / SAMPLE_RATE)
-        self._emit_all(self._utterances.advance(heard, crossing.ticks * CHUNK_S))
 
     async def _listen(self) -> None:
         """What the worker says, until the call is over: where the worker is lost, by another one."""
@@ -357,32 +343,26 @@ class Session:
                 return
 
     async def _take_from(self, link: WorkerLink) -> None:
-        """Its frames to the playout, its steps to the token log, its words to the utterances. Raises WorkerLost."""
-        assert self._utterances is not None
-        assert self._token_log is not None
+        """Its frames to the playout, its controls' outcomes, and what is kept of the talk. Raises WorkerLost."""
+        assert self._talk is not None
         async for message in link.messages():
+            self._emit_all(self._talk.came(message, self._loop.time()))
             match message:
                 case wire.Audio(k, pcm):
-                    self._latency.back(k, self._loop.time())
                     if self._crossing is not None:
                         self._crossing.push(k, pcm)
-                case wire.Step():
-                    self._token_log.add(message)
-                    self._latency.stepped(message.k, message.us_waited / 1e6, message.us_in_step / 1e6)
-                case wire.Text():
-                    self._emit_all(self._utterances.take(message))
                 case wire.Outcome():
                     self._controls.came(message)
                 case wire.Leave(reason):
-                    self._moves.leave(link, reason.name.lower(), self._token_log)
+                    self._moves.leave(link, reason.name.lower(), self._talk.token_log)
             self._moves.came(message)
 
     async def _move(self, lost: WorkerLost) -> bool:
         """Go on at another worker, with what the caller has heard by now; False where there is none."""
-        assert self._token_log is not None
+        assert self._talk is not None
         if self._crossing is not None:
-            self._note_heard(self._crossing)
-        return await self._moves.lost(lost, self._token_log)
+            self._emit_all(self._talk.advance(self._crossing))
+        return await self._moves.lost(lost, self._talk.token_log)
 
     # its end
 
@@ -434,12 +414,13 @@ class Session:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)
         if crossing is not None:
+            assert self._talk is not None
             self._say_answered(crossing)
-            self._note_heard(crossing)
+            self._emit_all(self._talk.advance(crossing))
             crossing.close()
             self._take_tape()
-        if self._utterances is not None:
-            self._emit_all(self._utterances.finish())
+        if self._talk is not None:
+            self._emit_all(self._talk.finish())
         self.taps.end()
         self._controls.end()
         if self._answered_at is not None:
@@ -448,7 +429,8 @@ class Session:
         if self._renewing is not None:
             await asyncio.wait((self._renewing,), timeout=LAST_RENEWAL_S)
         await self._worker.release()
-        await self._write_token_log()
+        if self._talk is not None and self._answered_at is not None:
+            await self._talk.write(self._settings.data_dir, self.call, self.model, self._answered_at.isoformat())
         await self._tape.keep()
 
     async def _leave_worker(self) -> None:
@@ -478,16 +460,6 @@ class Session:
             why.reason, why.side, sip_status, why.detail, frames=crossing.frames_made,
             frames_dropped=crossing.dropped + self._worker.frames_dropped,
             frames_missing=counts.missing + owed, underruns=counts.underruns, q850=cause)
-
-    async def _write_token_log(self) -> None:
-        if self._token_log is None or self._answered_at is None or not len(self._token_log):
-            return
-        path = token_log_path(self._settings.data_dir, self.call)
-        try:
-            await asyncio.to_thread(self._token_log.write, path, self.call, self.model,
-                                    self._answered_at.isoformat())
-        except OSError as error:
-            log.error("call %s: its token log can't be written: %s", self.call, error)
 
     def _now_under(self, fence: int) -> None:
         self._fence = fence
