@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from calls.settings import Settings, SettingsError, load_settings
-from tandem import cli_calls, cli_train, log
+from tandem import cli_calls, cli_configuration, cli_train, log
 from tandem.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.add_typer(model, name="model")
 app.add_typer(cli_calls.call, name="call")
 app.add_typer(cli_calls.key, name="key")
 app.add_typer(cli_calls.user, name="user")
+app.add_typer(cli_configuration.agent, name="agent")
+app.add_typer(cli_configuration.number, name="number")
 app.add_typer(cli_train.train, name="train")
 app.add_typer(bench, name="bench")
 app.add_typer(db, name="db")

@@ -1,0 +1,105 @@
+"""The command line's groups `agent` and `number`: who answers calls, as the API has it, too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from calls.rules import LONGEST_S
+from calls.settings import load_settings
+
+agent = typer.Typer(help="Agents: what answers calls, from the next one on.", no_args_is_help=True,
+                    rich_markup_mode=None)
+number = typer.Typer(help="Numbers, and the agents that they reach.", no_args_is_help=True, rich_markup_mode=None)
+
+_Name = Annotated[str, typer.Argument(help="an agent's name, from `tandem agent list`")]
+_Pattern = Annotated[str, typer.Argument(help="as it is called; * stands for any characters, ? for one")]
+
+
+@agent.command("list")
+def agent_list() -> None:
+    """The agents there are, a line each."""
+    from tandem.agent_commands import list_agents
+
+    list_agents(load_settings())
+
+
+@agent.command("show")
+def agent_show(name: _Name) -> None:
+    """One agent, as JSON that `tandem agent put` takes."""
+    from tandem.agent_commands import show_agent
+
+    show_agent(load_settings(), name)
+
+
+@agent.command("put")
+def agent_put(name: _Name, file: Annotated[Path, typer.Argument(help="JSON; - is stdin")]) -> None:
+    """Make an agent, or change it wholly."""
+    from tandem.agent_commands import put_agent
+
+    put_agent(load_settings(), name, file)
+
+
+@agent.command("set")
+def agent_set(
+    name: _Name,
+    model: Annotated[str | None, typer.Option(help="as workers offer it")] = None,
+    greeting: Annotated[str | None, typer.Option(help="what it says at the answer; '' for nothing")] = None,
+    longest_call: Annotated[float | None, typer.Option(min=0, max=LONGEST_S, help="seconds; 0 for no limit")] = None,
+    longest_silence: Annotated[float | None, typer.Option(min=0, max=LONGEST_S, help="seconds; 0 for no limit")] = None,
+    recorded: Annotated[bool | None, typer.Option("--recorded/--not-recorded", help="whether its calls are")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="the same draws in each call")] = None,
+    text_temperature: Annotated[float | None, typer.Option(min=0, max=10)] = None,
+    text_top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    audio_temperature: Annotated[float | None, typer.Option(min=0, max=10)] = None,
+    audio_top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    pad_bias: Annotated[float | None, typer.Option(min=-100, max=100, help="above 0 it speaks less")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(min=0.1, max=10)] = None,
+    rules: Annotated[Path | None, typer.Option(help="JSON, a list (docs/operators.md); - is stdin")] = None,
+) -> None:
+    """Change what is named of an agent, or make one: then it needs a model."""
+    from tandem.agent_commands import set_agent
+
+    changes: dict[str, Any] = {key: value for key, value in (
+        ("model", model), ("greeting", greeting), ("recorded", recorded)) if value is not None}
+    changes |= {key: seconds or None for key, seconds in (
+        ("longest_call_s", longest_call), ("longest_silence_s", longest_silence)) if seconds is not None}
+    sampling = {key: value for key, value in (
+        ("seed", seed), ("text_temperature", text_temperature), ("text_top_k", text_top_k),
+        ("audio_temperature", audio_temperature), ("audio_top_k", audio_top_k), ("pad_bias", pad_bias),
+        ("repetition_penalty", repetition_penalty)) if value is not None}
+    set_agent(load_settings(), name, changes, sampling, rules)
+
+
+@agent.command("remove")
+def agent_remove(name: _Name) -> None:
+    """Remove an agent. One of the settings is as it was there afterwards."""
+    from tandem.agent_commands import remove_agent
+
+    remove_agent(load_settings(), name)
+
+
+@number.command("list")
+def number_list() -> None:
+    """Numbers and patterns in the order in which they are tried, and the agents that they reach."""
+    from tandem.agent_commands import list_numbers
+
+    list_numbers(load_settings())
+
+
+@number.command("set")
+def number_set(pattern: _Pattern, name: _Name) -> None:
+    """Let calls to a number reach an agent."""
+    from tandem.agent_commands import set_number
+
+    set_number(load_settings(), pattern, name)
+
+
+@number.command("remove")
+def number_remove(pattern: _Pattern) -> None:
+    """Let calls to a number reach whom they would without it."""
+    from tandem.agent_commands import remove_number
+
+    remove_number(load_settings(), pattern)
