@@ -4,6 +4,7 @@
     /api/v1/calls/ID/controls   speak, hold, say, … (calls.controls)
     /api/v1/calls/ID/live       WebSocket: what is said and done, as it is; takes controls, too
     /api/v1/live                calls that run
+    /api/v1/telephony …         trunks, whose calls we take, whom we may call
 
 Each request shows an API key; one error shape: {"error": code, "message": sentence}.
 """
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response
 
-from admin import api_configuration
+from admin import api_configuration, api_telephony
 from admin.access import Access
 from admin.configuring import Configuring
 from admin.errors import UNAVAILABLE
@@ -34,6 +35,7 @@ from admin.messages import (
 )
 from admin.service import Actor, NotAllowed, Permission, Service
 from admin.sound import sound
+from admin.telephoning import Telephoning
 from calls.events import CallEnded
 from calls.follow import TooSlow, Watcher
 from calls.reports import CallFilter
@@ -54,7 +56,7 @@ class Api:
         self._service, self._access = service, access
         self._connections = 0
 
-    def router(self, configuring: Configuring) -> APIRouter:
+    def router(self, configuring: Configuring, telephoning: Telephoning) -> APIRouter:
         router, service = APIRouter(prefix=PREFIX), self._service
 
         async def by_key(request: Request) -> Actor:
@@ -104,6 +106,7 @@ class Api:
             return await give(service, actor, call, request, wait)
 
         router.include_router(api_configuration.routes(configuring, by_key))
+        router.include_router(api_telephony.routes(telephoning, by_key))
 
         @router.websocket("/calls/{call}/live")
         async def live(socket: WebSocket, call: str) -> None:

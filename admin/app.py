@@ -18,6 +18,7 @@ from admin.dashboard import Dashboard
 from admin.errors import answer_errors
 from admin.service import Service
 from admin.sign_in import SignIn
+from admin.telephoning import Telephoning
 from admin.web_calls import WebCalls
 from calls.configuration import Follower
 from calls.routing import RoutingUnavailable, health
@@ -32,11 +33,13 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     given."""
     service, access = Service(redis, store), Access(redis, store)
     configuring, configuration = Configuring(redis, store, settings), Follower(redis, settings)
+    telephoning = Telephoning(redis, store, secret)
     sign_in = SignIn(access, secret)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        beside = [asyncio.create_task(work) for work in (configuring.run(), configuration.run())]
+        beside = [asyncio.create_task(work)
+                  for work in (configuring.run(), configuration.run(), telephoning.run())]
         yield
         for task in beside:
             task.cancel()
@@ -47,7 +50,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
 
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
-    app.include_router(Api(service, access).router(configuring))
+    app.include_router(Api(service, access).router(configuring, telephoning))
     app.include_router(sign_in.router())
     app.include_router(Dashboard(service, access, sign_in, settings).router())
     app.include_router(WebCalls(settings, redis, secret, configuration).router())

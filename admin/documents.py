@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, TypeAdapter
 ERRORS = {
     400: "The request isn't JSON, or didn't come whole", 401: "No key, or none that is valid",
     403: "The key has no scope for it", 404: "There is no such thing", 409: "It can't be so just now",
-    413: "The request is too large", 416: "The recording has no such part", 422: "What is asked for can't be meant",
+    412: "There is a newer version", 413: "The request is too large",
+    416: "The recording has no such part", 422: "What is asked for can't be meant",
     429: "Too often; `Retry-After` says when again", 503: "It can't be had just now; `Retry-After` says when again",
 }
 ALWAYS = (401, 403, 422, 429, 503)  # whatever is asked

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect
 
 from admin.service import NotAllowed, WholeCall
+from calls.causes import in_words
 from calls.controls import ACTIONS, Action, Control
 from calls.events import (
     CallAnswered,
@@ -24,6 +25,7 @@ from calls.events import (
     CallReceived,
     ControlTaken,
     Envelope,
+    LineNoted,
     UtteranceSpoken,
 )
 from calls.store import UtteranceRow
@@ -43,6 +45,7 @@ class ControlBody(BaseModel):
 
     action: Action
     text: Annotated[str, Field(max_length=MAX_LINE)] = ""
+    to: Annotated[str, Field(max_length=256)] = ""
     mute: bool = False
     sampling: SamplingSettings | None = None
     id: Annotated[str, Field(max_length=64)] | None = None
@@ -128,7 +131,7 @@ def control_of(body: Any, call: str, by: str) -> Control:
         where = ".".join(map(str, first["loc"])) or "control"
         said = f"give one of {', '.join(ACTIONS)}" if where == "action" else first["msg"]
         raise NotAllowed(422, "bad_control", f"{where}: {said}.") from None
-    control = Control(call, given.action, given.text, given.mute, given.sampling, by)
+    control = Control(call, given.action, given.text, given.mute, given.sampling, by, to=given.to)
     return control if given.id is None else replace(control, id=given.id)
 
 
@@ -151,14 +154,21 @@ def event_message(envelope: Envelope, *, words: bool = True) -> dict[str, Any] |
                     **({"words": [asdict(word) for word in event.words]} if words else {})}
         case ControlTaken() as event:
             return {"type": "control", **asdict(event)}
+        case LineNoted() as event:
+            return {"type": "line", "at": envelope.at, **{name: value for name, value in asdict(event).items()
+                                                          if name != "kind"}}
         case CallEnded() as event:
-            return {"type": "ended", "at": envelope.at, "reason": event.reason, "detail": event.detail}
+            return {"type": "ended", "at": envelope.at, "reason": event.reason, "detail": event.detail,
+                    "sip_status": event.sip_status, "q850": event.q850,
+                    "why": in_words(event.reason, event.detail, event.sip_status, event.q850)}
         case _:
             return None
 
 
 def whole_call(kept: WholeCall) -> dict[str, Any]:
-    return {"call": asdict(kept.call), "utterances": [_utterance(one) for one in kept.utterances],
+    return {"call": asdict(kept.call) | {"why": kept.call.why, "outcome": kept.call.outcome},
+            "utterances": [_utterance(one) for one in kept.utterances],
+            "line": [asdict(one) for one in kept.line],
             "controls": [asdict(one) for one in kept.controls], "moves": [asdict(one) for one in kept.moves],
             "measures": {name: asdict(one) for name, one in kept.measures.items()},
             "recording": asdict(kept.recording) if kept.recording else None}

@@ -25,7 +25,7 @@ from calls.follow import LiveEvents, Watcher
 from calls.operators import OperatorRefused, OperatorRow, Operators, Role
 from calls.reports import CallFilter, Latency, Listed, Reports
 from calls.routing import Health, health
-from calls.store import CallRow, ControlRow, Match, MoveRow, RecordingRow, Store, UtteranceRow
+from calls.store import CallRow, ControlRow, LineRow, Match, MoveRow, RecordingRow, Store, UtteranceRow
 from calls.web_guard import WebGuard
 from media.recordings import KeptFile, StorageError
 
@@ -102,6 +102,7 @@ class WholeCall:
     utterances: tuple[UtteranceRow, ...]
     controls: tuple[ControlRow, ...]
     moves: tuple[MoveRow, ...]
+    line: tuple[LineRow, ...]
     measures: Mapping[str, Measure]
     recording: RecordingRow | None
 
@@ -134,7 +135,7 @@ class Service:
         actor.must(Permission.SEE)
         row, store = await self._row(id), self._store
         return WholeCall(row, await store.utterances(id), await store.controls(id), await store.moves(id),
-                         await store.measures(id), await store.recording(id))
+                         await store.line_events(id), await store.measures(id), await store.recording(id))
 
     async def running(self, actor: Actor) -> tuple[CallRow, ...]:
         """Calls that a bridge has just now, the newest first."""
@@ -192,7 +193,7 @@ class Service:
             raise NotAllowed(422, "bad_control", _sentence(refused)) from None
         except NoSuchCall:
             raise NotAllowed(404, "not_running", "This call isn't running.") from None
-        detail = control.text or ("muted" if control.mute else "")
+        detail = control.text or control.to or ("muted" if control.mute else "")
         await self._audit.note(actor.who, control.action, control.call, detail)
         return await self._controls.result(control, wait_s) if wait_s else None
 

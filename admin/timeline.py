@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from admin.service import WholeCall
+from calls.line_words import line_in_words
 from calls.store import ControlRow, MoveRow, UtteranceRow
 
 FRAME_S = 0.08  # of a call's clock
@@ -13,6 +14,8 @@ TICK_S = 5
 LANES = {"caller": 24, "operator": 24, "agent": 108}  # where each begins; two rows of words, and controls between
 ROW, HEIGHT = 24, 172
 LEAST_WIDTH = 6
+
+Told = UtteranceRow | ControlRow | MoveRow | str
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,13 @@ class Timeline:
     ticks: tuple[int, ...]
 
 
-def story(kept: WholeCall) -> list[tuple[float, str, UtteranceRow | ControlRow | MoveRow]]:
-    """What happened, in its order: seconds from the answer, `said`, `done` or `moved`, and it."""
-    told: list[tuple[float, str, UtteranceRow | ControlRow | MoveRow]] = [
+def story(kept: WholeCall) -> list[tuple[float, str, Told]]:
+    """What happened, in its order: seconds from the answer, `said`, `done`, `moved` or `line`, and it."""
+    told: list[tuple[float, str, Told]] = [
         (one.start_s or 0.0, "said", one) for one in kept.utterances if one.text]
     told += [(FRAME_S * one.first_k, "done", one) for one in kept.controls]
     told += [(FRAME_S * one.k, "moved", one) for one in kept.moves]
+    told += [(FRAME_S * one.k, "line", line_in_words(one.what, one.side, one.text, one.via)) for one in kept.line]
     return sorted(told, key=lambda each: each[:2])
 
 

@@ -7,9 +7,13 @@ each other: the Reason header, RFC 3326.
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from calls.events import EndReason
 
+Outcome = Literal["ringing", "answered", "busy", "no_answer", "rejected", "failed"]
+
+FAILED = 300  # from this SIP status on
 NORMAL, BUSY, NO_ANSWER, REJECTED, TEMPORARY, CONGESTION, INTERWORKING = 16, 17, 19, 21, 41, 42, 127
 
 _BY_STATUS = {
@@ -66,7 +70,18 @@ def in_words(reason: str | None, detail: str | None, sip_status: int | None, cau
         said = _WORDS[EndReason(reason)]
     except ValueError:
         said = reason
-    terms = [f"SIP {sip_status}"] if sip_status else []
+    terms = [f"SIP {sip_status}"] if sip_status and sip_status >= FAILED else []  # else it had been answered
     terms += [f"Q.850 {cause}"] if cause else []
     told = f" ({', '.join(terms)})" if terms else ""
     return f"{said}{f': {detail}' if detail else ''}{told}."
+
+
+def outcome(answered: bool, end_reason: str | None) -> Outcome:
+    """Of a call that we made, by its row."""
+    if answered:
+        return "answered"
+    if end_reason is None:
+        return "ringing"
+    known: dict[str, Outcome] = {EndReason.BUSY: "busy", EndReason.NO_ANSWER: "no_answer",
+                                 EndReason.REJECTED: "rejected"}
+    return known.get(end_reason, "failed")

@@ -23,8 +23,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from calls.connect import as_text, script
-from calls.events import EndReason
 from calls.routing import RoutingUnavailable, health
+from calls.wire import MAX_LINE
 
 WAIT_S = 5.0  # from an order to the process that takes it, and its answer
 MOST_WAITING = 64
@@ -32,7 +32,8 @@ POLL_S = 1.0
 KEY_KEPT_S = 86400
 
 Short = Annotated[str, Field(max_length=256)]
-Outcome = Literal["ringing", "answered", "busy", "no_answer", "rejected", "failed"]
+Voicemail = Literal["talk", "hang_up"]
+CALLER_ID = r"^[A-Za-z0-9+*._~-]*$"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,10 @@ class Dial:
     to: Short
     agent: Short = "agent"
     trunk: Short = ""
-    caller_id: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9+*._~-]*$")] = ""  # user part of From
+    caller_id: Annotated[str, Field(max_length=64, pattern=CALLER_ID)] = ""  # user part of From
     ring_s: Annotated[float, Field(ge=1, le=180)] | None = None  # none: the document's
+    voicemail: Voicemail = "talk"  # where a machine answers
+    message: Annotated[str, Field(max_length=MAX_LINE)] = ""  # said to it after its tone, before we hang up
     by: Short = ""
     call: Short = field(default_factory=lambda: uuid.uuid4().hex)
     accepted_at: float = field(default_factory=time.time)  # Unix seconds
@@ -51,7 +54,8 @@ class Dial:
     @property
     def digest(self) -> str:
         """Of what is wanted, whoever wants it."""
-        wanted = json.dumps([self.to, self.agent, self.trunk, self.caller_id, self.ring_s])
+        wanted = json.dumps([self.to, self.agent, self.trunk, self.caller_id, self.ring_s, self.voicemail,
+                             self.message])
         return hashlib.sha256(wanted.encode()).hexdigest()
 
 
@@ -67,17 +71,6 @@ class Answer:
 
 DIAL: TypeAdapter[Dial] = TypeAdapter(Dial)
 _ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
-
-
-def outcome(answered: bool, end_reason: str | None) -> Outcome:
-    """Of a call that we made, by its row."""
-    if answered:
-        return "answered"
-    if end_reason is None:
-        return "ringing"
-    known: dict[str, Outcome] = {EndReason.BUSY: "busy", EndReason.NO_ANSWER: "no_answer",
-                                 EndReason.REJECTED: "rejected"}
-    return known.get(end_reason, "failed")
 
 
 def _inbox_key(bridge: str) -> str:

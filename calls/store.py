@@ -32,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from calls.causes import Outcome, in_words, outcome
 from calls.events import (
     Envelope,
     Measure,
@@ -90,6 +91,16 @@ class CallRow:
     frames_missing: int | None
     underruns: int | None
     q850: int | None
+
+    @property
+    def why(self) -> str:
+        """Why it ended, a sentence for people."""
+        return in_words(self.end_reason, self.end_detail, self.sip_status, self.q850)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """Of a call that we made."""
+        return outcome(self.answered_at is not None, self.end_reason) if self.direction == "outbound" else None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from calls.sealing import MARK, seal, unseal
 
 MOST_TRUNKS = 6  # the library's build aborts past 8 accounts; one is our own, one is spare while one is replaced
 HIDDEN = "(hidden)"  # in place of a password that is there
+LONGEST_PASSWORD = 256
 CODECS = {"g722": "G722/16000/1", "pcmu": "PCMU/8000/1", "pcma": "PCMA/8000/1"}
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -29,6 +30,7 @@ Text = Annotated[str, Field(max_length=256, pattern=r"^[^\x00-\x1f<>\"]*$")]
 Patterns = Annotated[tuple[Annotated[str, Field(max_length=320)], ...], Field(max_length=1000)]
 Clock = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d$|^24:00$")]
 Codec = Literal["g722", "pcmu", "pcma"]
+Most = Annotated[int, Field(ge=1, le=100_000)]
 
 
 class BadTelephony(ValueError):
@@ -43,7 +45,7 @@ class Trunk:
     name: Name
     host: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]{1,253}(:\d{1,5})?$")]
     user: Text = ""
-    password: Annotated[str, Field(max_length=512)] = ""
+    password: Annotated[str, Field(max_length=1024, pattern=r"^[^\x00-\x1f]*$")] = ""  # sealed, where it is kept
     register: bool = False
     proxy: Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]{1,253}(:\d{1,5})?)?$")] = ""  # outbound
     transport: Literal["udp", "tcp", "tls"] = "udp"
@@ -52,24 +54,35 @@ class Trunk:
     caller_id: Text = ""  # as whom we call by it: a number or user
     expires_s: Annotated[int, Field(ge=60, le=86400)] = 300
     retry_s: Annotated[int, Field(ge=1, le=3600)] = 30
+    calls: Most | None = None  # at a time, both ways together
     enabled: bool = True
 
     @model_validator(mode="after")
     def _can_be_meant(self) -> Self:
         if self.register and not self.user:
             raise ValueError("register needs a user")
+        for host in (self.host, self.proxy):
+            if int(host.partition(":")[2] or 1) not in range(1, 65536):
+                raise ValueError(f"{host}: a port is a number from 1 to 65535")
         for source in self.sources:
             ipaddress.ip_network(source, strict=False)
+        if not self.password.startswith(MARK) and len(self.password) > LONGEST_PASSWORD:
+            raise ValueError(f"password: at most {LONGEST_PASSWORD} characters")
         return self
 
     @property
     def domain(self) -> str:
         return self.host.partition(":")[0]
 
+    @property
+    def goes_to(self) -> tuple[str, ...]:
+        """Where its password is of use."""
+        return self.user, self.host, self.proxy, self.transport
+
     def knows(self, address: str) -> bool:
         """Whether a request from this address is the trunk's own."""
-        return any(ipaddress.ip_address(address) in ipaddress.ip_network(source, strict=False)
-                   for source in self.sources)
+        return address == self.domain or any(
+            ipaddress.ip_address(address) in ipaddress.ip_network(source, strict=False) for source in self.sources)
 
 
 @checked(frozen=True, config=_FORBID)
@@ -91,9 +104,30 @@ class Hours:
 
 
 @checked(frozen=True, config=_FORBID)
+class Route:
+    """Calls to `called` by `caller` over `trunk` reach `agent`; what isn't given is any. Patterns with `*`: of users,
+    and of callers as `user@host`."""
+
+    agent: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")]
+    called: Annotated[str, Field(pattern=r"^[A-Za-z0-9+*._~-]{1,64}$")] = "*"
+    caller: Annotated[str, Field(max_length=320)] = "*@*"
+    trunk: Name | None = None
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Self:
+        check_pattern(self.caller)
+        return self
+
+    def takes(self, called: str, user: str, host: str, trunk: Trunk | None) -> bool:
+        return (self.trunk is None or (trunk is not None and trunk.name == self.trunk)) \
+            and matches((f"{self.called}@*",), called, "") and matches((self.caller,), user, host)
+
+
+@checked(frozen=True, config=_FORBID)
 class Inbound:
     """Whose calls we take, when, how many, and how. Patterns are `user@host` with `*`."""
 
+    routes: Annotated[tuple[Route, ...], Field(max_length=1000)] = ()  # the first that takes the call; none: by number
     allow: Patterns = ()  # callers; none: all
     deny: Patterns = ()
     trunks_only: bool = False  # or whoever reaches us
@@ -101,10 +135,11 @@ class Inbound:
     timezone: str = "UTC"
     answer: Literal["at_once", "ring", "early_media"] = "at_once"
     ring_s: Annotated[float, Field(ge=0, le=60)] = 0.0  # at least so long, before the answer
-    calls_per_number: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    calls_per_caller: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    calls_per_number: Most | None = None
+    calls_per_caller: Most | None = None
     queue_s: Annotated[float, Field(ge=0, le=3600)] = 0.0  # for which a caller waits where all slots are taken
-    queue_sound: Annotated[str, Field(max_length=1024)] = ""  # a sound file for them; none: a waiting tone
+    queue_most: Most = 20  # who wait at a time; the next is busy
+    sound: Annotated[str, Field(max_length=1024)] = ""  # a file for who wait, and for early media; none: a tone
 
     @model_validator(mode="after")
     def _can_be_meant(self) -> Self:
@@ -174,9 +209,20 @@ class Telephony:
         """With `change(trunk)` in place of each trunk's password."""
         return replace(self, trunks=tuple(replace(trunk, password=change(trunk)) for trunk in self.trunks))
 
-    def sealed(self, secret: bytes) -> Telephony:
-        return self.with_passwords(lambda trunk: trunk.password and (
-            trunk.password if trunk.password.startswith(MARK) else seal(trunk.password, secret)))
+    def sealed(self, secret: bytes, before: Telephony) -> Telephony:
+        """As it is kept. Where a password is HIDDEN it is the one of `before`; raises BadTelephony where there is none,
+        or where it would go to somebody else now."""
+        had = {trunk.name: trunk for trunk in before.trunks}
+
+        def kept(trunk: Trunk) -> str:
+            if trunk.password != HIDDEN:
+                return trunk.password and seal(trunk.password, secret)
+            known = had.get(trunk.name)
+            if known is None or known.goes_to != trunk.goes_to:
+                raise BadTelephony(f"trunks: {trunk.name}: give the password: it is a new one, or where it goes to")
+            return known.password
+
+        return self.with_passwords(kept)
 
     def unsealed(self, secret: bytes) -> Telephony:
         """Raises BadSeal."""
@@ -186,11 +232,9 @@ class Telephony:
         """As people and programs may read it."""
         return self.with_passwords(lambda trunk: HIDDEN if trunk.password else "")
 
-    def keeping(self, before: Telephony) -> Telephony:
-        """Where a password is HIDDEN, the one it had."""
-        had = {trunk.name: trunk.password for trunk in before.trunks}
-        return self.with_passwords(lambda trunk: had.get(trunk.name, "") if trunk.password == HIDDEN
-                                   else trunk.password)
+    def agent_for(self, called: str, user: str, host: str, trunk: Trunk | None) -> str | None:
+        """Who answers the call of `user` at `host`, by the routes; None where none takes it."""
+        return next((route.agent for route in self.inbound.routes if route.takes(called, user, host, trunk)), None)
 
     def address(self, to: str, trunk: str = "") -> Address:
         """Whom `to` means: a SIP address, or a number at a trunk. Raises BadAddress."""
@@ -214,3 +258,12 @@ def telephony_of(document: Any) -> Telephony:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise BadTelephony(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def changes(before: Telephony, after: Telephony) -> str:
+    """What has changed, as the audit tells it: whole parts and trunks by name, no password."""
+    parts = [name for name in ("inbound", "outbound", "codecs") if getattr(before, name) != getattr(after, name)]
+    had, has = ({trunk.name: trunk for trunk in one.trunks} for one in (before, after))
+    parts += [f"trunk {name} {'added' if name not in had else 'removed' if name not in has else 'changed'}"
+              for name in sorted({*had, *has}) if had.get(name) != has.get(name)]
+    return ", ".join(parts) or "nothing"

@@ -9,7 +9,7 @@ empty lacks.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -32,12 +32,18 @@ class Version:
     by: str
     document: Telephony
 
+    def shown(self) -> Version:
+        """As people and programs may read it."""
+        return replace(self, document=self.document.shown())
 
-async def publish(redis: Redis, version: Version) -> None:
-    """Let all SIP processes have it. Raises RoutingUnavailable."""
+
+async def publish(redis: Redis, version: Version, *, over_newer: bool = False) -> None:
+    """Let all SIP processes have it, unless they have it or, but for `over_newer`, a newer one: as from a Postgres that
+    is no more. Raises RoutingUnavailable."""
     try:
         newest = await read(redis)
-        if newest is None or newest.number < version.number:
+        number = newest.number if newest is not None else 0
+        if number < version.number or (over_newer and number != version.number):
             await redis.set(KEY, json.dumps({"version": version.number,
                                              "document": TELEPHONY.dump_python(version.document, mode="json")}))
     except (RedisError, OSError) as error:

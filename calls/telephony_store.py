@@ -34,7 +34,8 @@ class TelephonyStore:
             0, None, "", Telephony())
 
     async def save(self, document: Telephony, by: str, over: int | None = None) -> Version:
-        """Over version `over`, where that is given: raises Outdated where there is a newer one."""
+        """Over version `over`, where that is given: raises Outdated where there is a newer one. Raises BadTelephony for
+        passwords that aren't known."""
         async with self._store.transaction() as connection:
             await connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
             row = (await connection.execute(select(TelephonyVersion.version, TelephonyVersion.document)
@@ -42,7 +43,7 @@ class TelephonyStore:
             number, before = (row.version, telephony_of(row.document)) if row else (0, Telephony())
             if over is not None and over != number:
                 raise Outdated(f"version {over} isn't the newest any more, {number} is")
-            sealed = document.keeping(before).sealed(self._secret)
+            sealed = document.sealed(self._secret, before)
             at = datetime.now(UTC)
             await connection.execute(insert(TelephonyVersion).values(
                 version=number + 1, at=at, by=by, document=TELEPHONY.dump_json(sealed).decode()))

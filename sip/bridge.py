@@ -150,7 +150,7 @@ class Bridge(CallBridge):
         inbound = self._telephony.inbound
         limits = functools.partial(self._within_limits, session.call, user_of(callee), caller)
         manner = Manner(inbound.answer, inbound.ring_s if inbound.answer != "at_once" else 0.0, inbound.queue_s,
-                        inbound.queue_sound, "application/sdp" in message.lower(), limits)
+                        inbound.sound, "application/sdp" in message.lower(), limits)
         call = SipCall(leg, session, self.endpoint, self._settings.retry_after_s, self, manner)
         log.info("call %s from %s to %s", session.call, caller, callee)
         self.carry(call, call.serve(refusal))

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 
 from calls.events import HOPS, TURNS, Measure
+from calls.line_words import line_in_words
 from calls.settings import Settings
-from calls.store import CallRow, ControlRow, MoveRow, Store, StoreError, UtteranceRow
+from calls.store import CallRow, ControlRow, LineRow, MoveRow, Store, StoreError, UtteranceRow
 from tandem.embedded import EmbeddedError, running_postgres
 from tandem.errors import UserError, told_in_one_line
 
@@ -42,6 +43,8 @@ async def _show(settings: Settings, call_id: str) -> None:
             raise UserError(f"there is no call {call_id}")
         print(f"{row.id}  {row.caller} -> {row.callee}  {_time(row)}  {row.codec or 'not answered'}")
         print(f"model {row.model or '-'}  worker {row.worker or '-'}  {_seconds(row)} s  {_end(row)}")
+        if row.why:
+            print(row.why)
         if row.frames is not None:
             print(f"frames {row.frames}  dropped {row.frames_dropped}  missing {row.frames_missing}  "
                   f"underruns {row.underruns}")
@@ -49,12 +52,13 @@ async def _show(settings: Settings, call_id: str) -> None:
             print(f"recording {kept.url}  {kept.seconds:.1f} s  {kept.codec}  lost {kept.lost_s:g} s  "
                   f"paused {kept.paused_s:g} s")
         _print_measures(await store.measures(row.id))
-        _print_timeline(await store.utterances(row.id), await store.controls(row.id), await store.moves(row.id))
+        _print_timeline(await store.utterances(row.id), await store.controls(row.id), await store.moves(row.id),
+                        await store.line_events(row.id))
 
 
-def _print_timeline(utterances: Iterable[UtteranceRow], controls: Iterable[ControlRow], moves: Iterable[MoveRow]
-                    ) -> None:
-    """What was said, what operators did and how the call moved, in one order."""
+def _print_timeline(utterances: Iterable[UtteranceRow], controls: Iterable[ControlRow], moves: Iterable[MoveRow],
+                    line: Iterable[LineRow]) -> None:
+    """What was said, what operators did, how the call moved and what happened on its line, in one order."""
     lines = [(one.start_s or 0.0, one.end_s or 0.0, f"{one.speaker}: {one.text}") for one in utterances]
     for control in controls:
         what = f"{control.action}{' muted' if control.mute else ''}{f' {control.text!r}' if control.text else ''}"
@@ -63,6 +67,8 @@ def _print_timeline(utterances: Iterable[UtteranceRow], controls: Iterable[Contr
     lines += [(FRAME_S * move.k, FRAME_S * move.k + move.seconds,
                f"[moved] {move.worker_before} ({move.why}) -> {move.worker}, {move.steps} steps remembered")
               for move in moves]
+    lines += [(FRAME_S * one.k, FRAME_S * one.k, f"[line] {line_in_words(one.what, one.side, one.text, one.via)}")
+              for one in line]
     for start_s, end_s, text in sorted(lines):
         print(f"{start_s:8.2f} {end_s:8.2f}  {text}")
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from calls.settings import Settings, SettingsError, load_settings
-from tandem import cli_calls, cli_configuration, cli_train, log
+from tandem import cli_calls, cli_configuration, cli_telephony, cli_train, log
 from tandem.errors import UserError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None
 db = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model, name="model")
 app.add_typer(cli_calls.call, name="call")
+app.add_typer(cli_telephony.telephony, name="telephony")
 app.add_typer(cli_calls.key, name="key")
 app.add_typer(cli_calls.user, name="user")
 app.add_typer(cli_configuration.agent, name="agent")

@@ -32,10 +32,10 @@ def call_show(call_id: Annotated[str, typer.Argument(help="a call's id, from `ta
     show_call(load_settings(), call_id)
 
 
-_CallId = Annotated[str, typer.Argument(help="a call that runs: its id, from `tandem call list`")]
+CallId = Annotated[str, typer.Argument(help="a call that runs: its id, from `tandem call list`")]
 
 
-def _give(call_id: str, action: Any, **what: Any) -> None:
+def give_control(call_id: str, action: Any, **what: Any) -> None:
     from calls.controls import Control
     from tandem import control_command
 
@@ -43,41 +43,41 @@ def _give(call_id: str, action: Any, **what: Any) -> None:
 
 
 @call.command("speak")
-def call_speak(call_id: _CallId) -> None:
+def call_speak(call_id: CallId) -> None:
     """Make the agent speak now: EPAD is forced. Ends a hold."""
-    _give(call_id, "speak")
+    give_control(call_id, "speak")
 
 
 @call.command("hold")
 def call_hold(
-    call_id: _CallId,
+    call_id: CallId,
     mute: Annotated[bool, typer.Option("--mute", help="cut its sound at once, also in the middle of a word")] = False,
 ) -> None:
     """Make the agent hold its tongue, and listen, until it is released: PAD is forced."""
-    _give(call_id, "hold", mute=mute)
+    give_control(call_id, "hold", mute=mute)
 
 
 @call.command("say")
-def call_say(call_id: _CallId, text: Annotated[str, typer.Argument(help="the sentence")]) -> None:
+def call_say(call_id: CallId, text: Annotated[str, typer.Argument(help="the sentence")]) -> None:
     """Make the agent say a sentence, word for word, in its own voice."""
-    _give(call_id, "say", text=text)
+    give_control(call_id, "say", text=text)
 
 
 @call.command("whisper")
-def call_whisper(call_id: _CallId, text: Annotated[str, typer.Argument(help="the sentence")]) -> None:
+def call_whisper(call_id: CallId, text: Annotated[str, typer.Argument(help="the sentence")]) -> None:
     """Feed the agent a sentence as silent text, as if it had thought it (experimental)."""
-    _give(call_id, "whisper", text=text)
+    give_control(call_id, "whisper", text=text)
 
 
 @call.command("release")
-def call_release(call_id: _CallId) -> None:
+def call_release(call_id: CallId) -> None:
     """End a hold: the agent is free again."""
-    _give(call_id, "release")
+    give_control(call_id, "release")
 
 
 @call.command("set")
 def call_set(
-    call_id: _CallId,
+    call_id: CallId,
     text_temperature: Annotated[float | None, typer.Option(min=0, max=10)] = None,
     audio_temperature: Annotated[float | None, typer.Option(min=0, max=10)] = None,
     pad_bias: Annotated[float | None, typer.Option(min=-100, max=100, help="above 0 it speaks less")] = None,
@@ -86,21 +86,21 @@ def call_set(
     """Change how the agent's tokens are drawn while it talks."""
     from calls.wire import SamplingSettings
 
-    _give(call_id, "set", sampling=SamplingSettings(
+    give_control(call_id, "set", sampling=SamplingSettings(
         text_temperature=text_temperature, audio_temperature=audio_temperature, pad_bias=pad_bias,
         repetition_penalty=repetition_penalty))
 
 
 @call.command("hangup")
-def call_hang_up(call_id: _CallId) -> None:
+def call_hang_up(call_id: CallId) -> None:
     """End the call, when what the agent has said is heard."""
-    _give(call_id, "hang_up")
+    give_control(call_id, "hang_up")
 
 
 @call.command("record")
-def call_record(call_id: _CallId, what: Annotated[Literal["pause", "resume"], typer.Argument()]) -> None:
+def call_record(call_id: CallId, what: Annotated[Literal["pause", "resume"], typer.Argument()]) -> None:
     """Pause the call's recording, or go on with it."""
-    _give(call_id, f"{what}_recording")
+    give_control(call_id, f"{what}_recording")
 
 
 @key.command("add")

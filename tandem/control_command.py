@@ -18,15 +18,20 @@ PATIENCE_S = 60.0  # for a long line to be said
 
 def give(settings: Settings, control: Control) -> None:
     """Give a control, and print what became of it. Raises UserError where nothing did."""
-    with told_in_one_line(EmbeddedError):
-        url = settings.redis_url.get_secret_value() if settings.redis_url else running_redis(settings.data_dir)
+    url = redis_url(settings)
     with told_in_one_line(ControlRefused, NoSuchCall, RoutingUnavailable):
         result = asyncio.run(_given(url, control))
     if result is None:
         raise UserError(f"nothing is known of it after {PATIENCE_S:g} s")
-    if result.outcome in ("refused", "unsupported", "call_ended"):
+    if result.outcome in ("refused", "unsupported", "call_ended", "failed", "busy", "no_answer"):
         raise UserError(f"{result.outcome}{f': {result.why}' if result.why else ''}")
     print(f"{result.outcome}  frames {result.first_k} to {result.k}  {FRAME_S * result.first_k:.2f} s into the call")
+
+
+def redis_url(settings: Settings) -> str:
+    """The settings' Redis, or that of the Tandem that runs here. Raises UserError."""
+    with told_in_one_line(EmbeddedError):
+        return settings.redis_url.get_secret_value() if settings.redis_url else running_redis(settings.data_dir)
 
 
 def whoever_this_is() -> str:

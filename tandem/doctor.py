@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
@@ -26,10 +27,11 @@ from sqlalchemy import text
 
 from calls.connect import open_redis
 from calls.events import EndReason, Measure
+from calls.line_words import line_in_words
 from calls.live import MAX_STREAM_ENTRIES, PARTITIONS, stream_key
 from calls.routing import Health, RoutingUnavailable, health
 from calls.settings import Settings
-from calls.store import CallRow, Store, StoreError
+from calls.store import CallRow, LineRow, Store, StoreError
 from media.audio import SAMPLE_RATE, write_wav
 from sip.phone import PhoneError, PhoneReport, phone
 from tandem.embedded import EmbeddedError, running_postgres, running_redis
@@ -225,10 +227,11 @@ async def _of_call(settings: Settings, id: str) -> list[Finding]:
             if row is None:
                 raise UserError(f"there is no call {id}")
             measures, moves, recording = await store.measures(id), await store.moves(id), await store.recording(id)
+            line = await store.line_events(id)
             heard = {one.speaker for one in await store.utterances(id)}
     except (StoreError, EmbeddedError) as error:
         raise UserError(str(error)) from None
-    findings = [_end_of(row), *_frames_of(row), *_hops_of(measures)]
+    findings = [_end_of(row), *_line_of(line), *_frames_of(row), *_hops_of(measures)]
     findings += [Finding("moved", "doubtful", f"from {move.worker_before} to {move.worker} after {move.k} frames: "
                          f"{move.why}; {move.seconds:.2f} s", "look at the first worker's log") for move in moves]
     if row.answered_at is not None:
@@ -252,7 +255,14 @@ _ENDS: dict[EndReason, tuple[Verdict, str]] = {
     EndReason.WORKER_LOST: ("bad", "its worker was lost and there was no other: look at the worker's log"),
     EndReason.MEDIA_LOST: ("bad", "nothing came from the other side any more: its network, or a firewall"),
     EndReason.SHUTDOWN: ("doubtful", "its bridge was ended while it ran: drain longer (TANDEM_DRAIN_S)"),
-    EndReason.FAILED: ("bad", "a fault of ours: the bridge's log has it, by the call's id"),
+    EndReason.NO_ANSWER: ("doubtful", "nobody took the call in time: is ring_s long enough?"),
+    EndReason.REJECTED: ("doubtful", "by whoever was called or, of a call that came in, by the telephony document"),
+    EndReason.FAILED: ("bad", "what is said before tells whose fault; the bridge's log has more, by the call's id"),
+}
+_ON_THE_LINE = {
+    "sound_stopped": "RTP stopped: a firewall or NAT between, or a phone that sends nothing while it is muted",
+    "sound_one_way": "our RTP doesn't arrive: a firewall or NAT between, or our SDP's address is no way to us",
+    "queued": "all slots were taken: start more workers, or raise TANDEM_SLOTS",
 }
 
 
@@ -260,9 +270,17 @@ def _end_of(row: CallRow) -> Finding:
     if row.end_reason is None:
         return Finding("end", "good", f"none yet, it is {row.state}")
     verdict, advice = _ENDS.get(EndReason(row.end_reason), ("good", ""))
-    status = f" {row.sip_status}" if row.sip_status else ""
-    return Finding("end", verdict, f"{row.end_reason}{status}, by the {row.ended_by} side"
-                   f"{f': {row.end_detail}' if row.end_detail else ''}", advice)
+    return Finding("end", verdict, f"{row.end_reason}, by the {row.ended_by} side. {row.why}", advice)
+
+
+def _line_of(line: Iterable[LineRow]) -> Iterator[Finding]:
+    """What went wrong on the telephone line."""
+    for one in line:
+        failed = one.what == "transfer" and one.side == "remote" and not re.search(r": (1|2)\d\d|answered", one.text)
+        if one.what in _ON_THE_LINE or failed:
+            yield Finding("line", "doubtful", f"{line_in_words(one.what, one.side, one.text, one.via)}, "
+                          f"{STEP_S * one.k:.0f} s after the answer",
+                          _ON_THE_LINE.get(one.what, "the transfer's target wouldn't or couldn't take the call"))
 
 
 def _frames_of(row: CallRow) -> Iterator[Finding]:

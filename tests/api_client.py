@@ -6,7 +6,7 @@ import asyncio
 import json
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,15 @@ class Api:
     keys: dict[str, str]
 
     async def ask(self, path: str, body: object = None, *, key: str | None = "both", raw: bytes | None = None,
-                  range: str | None = None, method: str | None = None) -> Answer:
+                  range: str | None = None, method: str | None = None, headers: Mapping[str, str] | None = None
+                  ) -> Answer:
         """`key`: one of `keys`, or the key itself."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/api/v1{path}", data, method=method)
         if key is not None:
             request.add_header("Authorization", f"Bearer {self.keys.get(key, key)}")
+        for name, value in (headers or {}).items():
+            request.add_header(name, value)
         if range is not None:
             request.add_header("Range", range)
 
@@ -46,8 +49,9 @@ class Api:
 
         return await asyncio.to_thread(answer)
 
-    async def put(self, path: str, body: object, *, key: str = "configures") -> Answer:
-        return await self.ask(path, body, key=key, method="PUT")
+    async def put(self, path: str, body: object, *, key: str = "configures", headers: Mapping[str, str] | None = None
+                  ) -> Answer:
+        return await self.ask(path, body, key=key, method="PUT", headers=headers)
 
     async def delete(self, path: str, *, key: str = "configures") -> Answer:
         return await self.ask(path, key=key, method="DELETE")

@@ -69,7 +69,7 @@ async def test_a_calls_troubles_are_told_with_advice(store: Store, database_url:
     await store.apply([Envelope("call-1", "bridge-1", 1, at, AT, event) for at, event in enumerate(events, 1)])
     found = _by_name(await _of_call(Settings(database_url=database_url), "call-1"))
     assert found["end"].verdict == "bad"
-    assert "worker_lost 200, by the local side: closed: broken" in found["end"].found
+    assert "The call lost its worker and found no other: closed: broken." in found["end"].found
     assert (found["frames missing"].verdict, found["frames dropped"].verdict) == ("bad", "good")
     assert (found["step, p50 / p95"].verdict, found["wait, p50 / p95"].verdict) == ("doubtful", "good")
     assert "from w1 to w2 after 100 frames: closed" in found["moved"].found
