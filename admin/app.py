@@ -16,6 +16,7 @@ from admin.api import Api
 from admin.configuring import Configuring
 from admin.dashboard import Dashboard
 from admin.errors import answer_errors
+from admin.listening import Listening
 from admin.service import Service
 from admin.sign_in import SignIn
 from admin.telephoning import Telephoning
@@ -34,7 +35,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     service, access = Service(redis, store), Access(redis, store)
     configuring, configuration = Configuring(redis, store, settings), Follower(redis, settings)
     telephoning = Telephoning(redis, store, secret)
-    sign_in = SignIn(access, secret)
+    sign_in, listening = SignIn(access, secret), Listening(redis, store, settings, secret)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -52,7 +53,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     answer_errors(app)
     app.include_router(Api(service, access).router(configuring, telephoning))
     app.include_router(sign_in.router())
-    app.include_router(Dashboard(service, access, sign_in, settings).router())
+    app.include_router(Dashboard(service, access, sign_in, listening, settings).router())
     app.include_router(WebCalls(settings, redis, secret, configuration).router())
     app.include_router(web_files.router())
 

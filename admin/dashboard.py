@@ -6,18 +6,20 @@ Who is at the browser is looked up at each request (`SignIn`), and whether they 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from admin.access import Access
 from admin.api import download, give
+from admin.listening import Listening
 from admin.live import LiveStreams
-from admin.messages import Form
+from admin.messages import Form, as_json, parsed, read_json
 from admin.pages import HERE, page
 from admin.service import NotAllowed, Permission, Service
 from admin.sign_in import SignIn, Visitor
@@ -32,6 +34,8 @@ from calls.settings import Settings
 ROWS = 50  # of a page
 PROTOCOLS = {"sip": "phone", "webrtc": "browser"}
 REASONS = (RUNNING, *(reason.value for reason in EndReason))
+OFFER_BYTES = 64 * 1024
+WITH_MICROPHONE = {"Permissions-Policy": "microphone=(self), camera=(), geolocation=()"}
 SCRIPTS = {".js": "text/javascript", ".svg": "image/svg+xml"}
 MEANINGS = {
     "bridge": "waiting in the bridge", "link": "to the worker and back", "wait": "waiting for the step",
@@ -41,23 +45,38 @@ MEANINGS = {
 }
 
 
+class _Offer(BaseModel):
+    """A browser's, which wants to listen."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sdp: Annotated[str, Field(max_length=OFFER_BYTES)]
+
+
+_OFFER: TypeAdapter[_Offer] = TypeAdapter(_Offer)
+
+
 class Dashboard:
     """The routes' work."""
 
-    def __init__(self, service: Service, access: Access, sign_in: SignIn, settings: Settings) -> None:
-        self._service, self._sign_in, self._settings = service, sign_in, settings
+    def __init__(self, service: Service, access: Access, sign_in: SignIn, listening: Listening, settings: Settings
+                 ) -> None:
+        self._service, self._sign_in, self._listening, self._settings = service, sign_in, listening, settings
         self._streams = LiveStreams(service, access)
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/admin")
+        answer: Callable[..., Awaitable[Response]]
         for path, answer in (
                 ("", self._live), ("/events", self._events), ("/calls", self._calls), ("/calls/{call}", self._call),
+                ("/ice-servers", self._ice_servers),
                 ("/calls/{call}/transcript.{kind}", self._transcript), ("/recordings/{call}", self._recording),
                 ("/latency", self._latency), ("/workers", self._workers), ("/keys", self._keys),
                 ("/operators", self._operators), ("/audit", self._audit), ("/assets/{name}", self._asset)):
             router.add_api_route(path, answer, methods=["GET"], response_class=Response)
         for path, answer in (
-                ("/calls/{call}/controls", self._control), ("/keys", self._make_key),
+                ("/calls/{call}/controls", self._control), ("/calls/{call}/listeners", self._listen),
+                ("/listeners/{tap}", self._go_on), ("/keys", self._make_key),
                 ("/keys/revoke", self._revoke_key), ("/operators", self._make_operator),
                 ("/operators/disable", self._disable_operator)):
             router.add_api_route(path, answer, methods=["POST"], response_class=Response)
@@ -68,7 +87,8 @@ class Dashboard:
     async def _live(self, request: Request) -> Response:
         visitor = await self._sign_in.visitor(request)
         visitor.actor.must(Permission.SEE)
-        return _page(visitor, "live.html", "Live", acts=visitor.actor.may(Permission.ACT), settings=self._settings)
+        return _page(visitor, "live.html", "Live", headers=WITH_MICROPHONE, settings=self._settings,
+                     acts=visitor.actor.may(Permission.ACT))
 
     async def _events(self, request: Request) -> Response:
         return self._streams.open(await self._sign_in.visitor(request))
@@ -76,6 +96,21 @@ class Dashboard:
     async def _control(self, request: Request, call: str) -> Response:
         visitor = await self._sign_in.by_script(request)
         return await give(self._service, visitor.actor, call, request, 0.0)
+
+    async def _ice_servers(self, request: Request) -> Response:
+        return as_json(self._listening.servers((await self._sign_in.visitor(request)).actor))
+
+    async def _listen(self, request: Request, call: str) -> Response:
+        """A browser's peer connection on a call that runs; what it is told goes on by `_go_on`."""
+        visitor = await self._sign_in.by_script(request)
+        visitor.actor.must(Permission.ACT)
+        offer = parsed(_OFFER, await read_json(request, OFFER_BYTES))
+        tap, sdp = await self._listening.begin(visitor.actor, call, offer.sdp)
+        return as_json({"tap": tap, "sdp": sdp}, 201)
+
+    async def _go_on(self, request: Request, tap: str) -> Response:
+        await self._listening.go_on((await self._sign_in.by_script(request)).actor, tap)
+        return Response(status_code=204)
 
     # calls
 
@@ -190,8 +225,8 @@ class Dashboard:
 
 
 def _page(visitor: Visitor, template: str, title: str, *, here: str = "", refused: NotAllowed | None = None,
-          **content: Any) -> Response:
-    return page(template, refused.status if refused else 200, visitor=visitor, title=title, here=here or title,
+          headers: Mapping[str, str] | None = None, **content: Any) -> Response:
+    return page(template, refused.status if refused else 200, headers, visitor=visitor, title=title, here=here or title,
                 fault=str(refused or ""), **content)
 
 

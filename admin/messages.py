@@ -49,6 +49,7 @@ class ControlBody(BaseModel):
     mute: bool = False
     sampling: SamplingSettings | None = None
     id: Annotated[str, Field(max_length=64)] | None = None
+    tap: Annotated[str, Field(max_length=256)] = ""
 
 
 class Form:
@@ -131,7 +132,7 @@ def control_of(body: Any, call: str, by: str) -> Control:
         where = ".".join(map(str, first["loc"])) or "control"
         said = f"give one of {', '.join(ACTIONS)}" if where == "action" else first["msg"]
         raise NotAllowed(422, "bad_control", f"{where}: {said}.") from None
-    control = Control(call, given.action, given.text, given.mute, given.sampling, by, to=given.to)
+    control = Control(call, given.action, given.text, given.mute, given.sampling, by, to=given.to, tap=given.tap)
     return control if given.id is None else replace(control, id=given.id)
 
 

@@ -194,7 +194,7 @@ class Service:
         except NoSuchCall:
             raise NotAllowed(404, "not_running", "This call isn't running.") from None
         detail = control.text or control.to or ("muted" if control.mute else "")
-        await self._audit.note(actor.who, control.action, control.call, detail)
+        await self._audit.note(actor.who, control.action, control.call, detail, control=control.id)
         return await self._controls.result(control, wait_s) if wait_s else None
 
     # how it goes

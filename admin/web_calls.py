@@ -175,7 +175,8 @@ class WebCalls:
         found = self._agent(site.agents[0] if agent is None else agent, site)
         token = self._tokens.call(key, asked.origin, found.name, visitor, time.time())
         return JSONResponse({
-            "token": token, "expires_in": CALL_GOOD_FOR_S, "ice_servers": self._ice_servers(), "agent": found.name,
+            "token": token, "expires_in": CALL_GOOD_FOR_S, "agent": found.name,
+            "ice_servers": turn.ice_servers(self._settings, "browser"),
             "recorded": found.recorded and self._settings.recording == "on"}, 201)
 
     def _agent(self, wanted: Any, site: Site) -> Agent:
@@ -237,15 +238,6 @@ class WebCalls:
                 raise Refused("bad_sdp", f"The browser's offer isn't taken: {answer.message}.")
             case "unavailable" | "call_over" as code:
                 raise Refused(code)
-
-    def _ice_servers(self) -> list[dict[str, Any]]:
-        urls, secret = self._settings.turn_servers, self._settings.turn_secret
-        if not urls:
-            return []
-        if secret is None:
-            return [{"urls": list(urls)}]
-        username, credential = turn.credentials(secret.get_secret_value(), "browser")
-        return [{"urls": list(urls), "username": username, "credential": credential}]
 
     def _refusal(self, refused: Refused, origin: str) -> Response:
         response = JSONResponse({"error": refused.code, "message": str(refused)}, STATUSES[refused.code])

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import desc, insert, select
+from sqlalchemy import and_, desc, insert, select
 
 from calls.store import MAX_ROWS, Store
-from calls.tables import AuditEntry
+from calls.tables import AuditEntry, CallControl
 
 LONGEST = 2000  # characters of a detail; what goes on isn't kept
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`who` as timelines name them; `subject` is a call's id, a key's, an operator's name."""
+    """`who` as timelines name them; `subject` is a call's id, a key's, an operator's name. What became of a control,
+    and in which frames of its call, is the timeline's; None where that isn't known yet, or the call was erased."""
 
     id: int
     at: datetime
@@ -23,6 +24,9 @@ class Entry:
     action: str
     subject: str
     detail: str
+    outcome: str | None = None
+    first_k: int | None = None
+    k: int | None = None
 
 
 class Audit:
@@ -31,18 +35,22 @@ class Audit:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def note(self, who: str, action: str, subject: str = "", detail: str = "") -> None:
+    async def note(self, who: str, action: str, subject: str = "", detail: str = "", *, control: str = "") -> None:
+        """`control`: its id, where the subject is a call."""
         who, subject, detail = (text.replace("\0", "\ufffd")[:LONGEST] for text in (who, subject, detail))
         async with self._store.transaction() as connection:
             await connection.execute(insert(AuditEntry).values(
-                at=datetime.now(UTC), who=who, action=action, subject=subject, detail=detail))
+                at=datetime.now(UTC), who=who, action=action, subject=subject, detail=detail, control=control))
 
     async def newest(self, limit: int = 100, before: int | None = None) -> tuple[Entry, ...]:
         """The newest first; `before`: only those older than the entry with this id."""
         if not 1 <= limit <= MAX_ROWS:
             raise ValueError(f"limit: from 1 to {MAX_ROWS} entries, not {limit}")
         query = (select(AuditEntry.id, AuditEntry.at, AuditEntry.who, AuditEntry.action, AuditEntry.subject,
-                        AuditEntry.detail).order_by(desc(AuditEntry.id)).limit(limit))
+                        AuditEntry.detail, CallControl.outcome, CallControl.first_k, CallControl.k)
+                 .outerjoin(CallControl, and_(CallControl.call_id == AuditEntry.subject,
+                                              CallControl.id == AuditEntry.control))
+                 .order_by(desc(AuditEntry.id)).limit(limit))
         if before is not None:
             query = query.where(AuditEntry.id < before)
         async with self._store.transaction() as connection:

@@ -282,6 +282,7 @@ class AuditEntry(Base):
     action: Mapped[str]
     subject: Mapped[str]
     detail: Mapped[str]
+    control: Mapped[str] = mapped_column(server_default="")  # of the call that is the subject
 
 
 class AgentRow(Base):

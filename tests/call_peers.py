@@ -50,19 +50,29 @@ def speech(path: Path, text: str, seconds: float) -> Path:
     return path
 
 
-async def baresip(uri: str, play: Path, folder: Path, seconds: float) -> tuple[Samples, Samples]:
+async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyncio.Event | None = None
+                  ) -> tuple[Samples, Samples]:
     """Phone `uri` with baresip over G.711; returns what it sent and what it received, both from the answer on.
 
-    It plays `play` (which must last longer than the call) and hangs up after `seconds`.
+    It plays `play` (which must last longer than the call) and hangs up after `seconds`. Whoever ends the call from the
+    other side sets `over`, which baresip doesn't quit by itself.
     """
     _configure_baresip(folder, play)
     process = await asyncio.create_subprocess_exec(
         "baresip", "-f", str(folder), "-e", f"/dial {uri}", "-t", str(round(seconds)),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
+    ending = asyncio.create_task(_quits_after(process, over)) if over is not None else None
     output, _ = await asyncio.wait_for(process.communicate(), seconds + 15)
+    if ending is not None:
+        ending.cancel()
     [sent], [received] = list(folder.glob("dump-*-enc.wav")), list(folder.glob("dump-*-dec.wav"))
     assert b"Call established" in output, output.decode()
     return read_audio(sent), read_audio(received)
+
+
+async def _quits_after(process: asyncio.subprocess.Process, over: asyncio.Event) -> None:
+    await over.wait()
+    process.terminate()
 
 
 def _configure_baresip(folder: Path, play: Path) -> None:

@@ -1,16 +1,20 @@
 // Live: a card for each call that runs. Events come as they happen; the stream begins anew with a snapshot by itself.
 import { clock, element, twice } from './common.js';
+import { Line } from './listen.js';
 
 const FRAME_S = 0.08;
 const LINES = 60, CHIPS = 6; // that a card keeps
 const OVER_S = 20; // for which a call that has ended stays
 const TRANSPORTS = { sip: 'phone', webrtc: 'browser' };
-const ACTS = { s: 'speak', h: 'hold', m: 'mute', r: 'release', p: 'record', x: 'hang_up' };
+const ACTS = { s: 'speak', h: 'hold', m: 'mute', r: 'release', p: 'record', x: 'hang_up', l: 'listen', o: 'talk' };
+const TALKS_WITHIN_MS = 5000; // or the microphone is closed again
+const EAR = { connecting: 'Connecting …', listening: 'You hear both sides; nobody hears you.', talking: 'You talk to the caller; the agent is silent.' };
 
 const token = document.querySelector('meta[name=form-token]').content;
 const [state, none, keys, spoken, list] = ['state', 'none', 'keys', 'spoken', 'calls'].map((id) => document.getElementById(id));
 const cards = new Map();
 let ahead_s = 0; // of the server's clock
+let ear = null; // on one call at a time
 
 const now_s = () => Date.now() / 1000 + ahead_s;
 const nameOf = (action, mute) => `${action.replaceAll('_', ' ')}${mute ? ' muted' : ''}`;
@@ -26,6 +30,7 @@ class Card {
     this.log = this.find('.log');
     this.paused = false;
     this.shown_s = now_s();
+    this.talker = '';
     this.tell();
     this.find('.caller').href = `/admin/calls/${encodeURIComponent(call.id)}`;
     this.log.append(element('p', 'nothing', 'Nobody has spoken yet.'));
@@ -51,6 +56,11 @@ class Card {
       button.addEventListener('click', press);
       this.buttons[name] = button;
     }
+    for (const button of this.root.querySelectorAll('[data-ear]')) {
+      button.addEventListener('click', () => (button.dataset.ear === 'listen' ? this.listen() : this.talk()));
+      this.buttons[button.dataset.ear] = button;
+    }
+    this.tellEar();
     const form = this.find('.say');
     form?.addEventListener('submit', (event) => {
       event.preventDefault();
@@ -78,6 +88,7 @@ class Card {
     this.find('.facts').textContent = facts.filter(Boolean).join(' · ');
     this.root.classList.toggle('over', Boolean(over));
     for (const one of this.root.querySelectorAll('button, input')) one.disabled = Boolean(over);
+    this.tellEar();
     this.tick();
   }
 
@@ -113,15 +124,17 @@ class Card {
 
   control({ id, action, text, mute, by, outcome, first_k: k, why }) {
     const done = `${nameOf(action, mute)}: ${outcome.replaceAll('_', ' ')}${why ? `, ${why}` : ''}`;
+    const told = this.chips.get(id)?.dataset.done === done; // it goes on
     this.chip(id, [done, clock(FRAME_S * k), by, text && `“${text}”`].filter(Boolean).join(' · '),
-      outcome === 'refused' ? 'failed' : '');
+      outcome === 'refused' ? 'failed' : '', done);
+    if (outcome === 'talking' || outcome === 'talked') this.talks(id, outcome === 'talking' ? by : '');
     if (outcome === 'held') this.held(mute ? 'mute' : 'hold');
     if (['released', 'spoke'].includes(outcome)) this.held('');
     if (outcome === 'done' && action.endsWith('_recording')) {
       this.paused = action === 'pause_recording';
       this.buttons?.record && (this.buttons.record.textContent = this.paused ? 'Resume recording' : 'Pause recording');
     }
-    this.announce(done);
+    if (!told) this.announce(done);
   }
 
   held(how) {
@@ -132,8 +145,9 @@ class Card {
     }
   }
 
-  chip(id, text, className) {
+  chip(id, text, className, done = '') {
     const chip = this.chips.get(id) ?? element('li');
+    chip.dataset.done = done;
     chip.className = className;
     chip.textContent = chip.title = text;
     if (!this.chips.has(id)) this.find('.strip').prepend(chip);
@@ -156,12 +170,90 @@ class Card {
         body: JSON.stringify({ id, action, ...what }), signal: AbortSignal.timeout(10000) });
       if (answer.status === 401) signIn();
       else if (!answer.ok) failed((await answer.json()).message);
+      else return true;
     } catch {
       failed('the server can’t be reached.');
     }
+    return false;
+  }
+
+  // an operator's ear and voice
+
+  get line() { return ear?.call === this.call.id ? ear : null; }
+
+  listen() {
+    if (this.line) ear.end();
+    else this.begin();
+  }
+
+  begin() {
+    ear?.end();
+    const id = this.call.id, line = ear = new Line(id, ask, (state, reason) => {
+      if (state === 'ended' && ear === line) ear = null;
+      spoken.textContent = reason || EAR[state] || 'You don’t listen any more.';
+      cards.get(id)?.tellEar(reason);
+    });
+    return line.open();
+  }
+
+  async talk() {
+    if (this.line?.state === 'talking') {
+      await this.give('hand_back');
+      return;
+    }
+    if (!this.line) await this.begin();
+    const line = this.line;
+    if (!line?.tap) return;
+    try {
+      await line.openMicrophone();
+    } catch ({ message }) {
+      spoken.textContent = message;
+      this.tellEar(message);
+      return;
+    }
+    if (!await this.give('take_over', { tap: line.tap })) line.closeMicrophone();
+    else setTimeout(() => line.state !== 'talking' && line.closeMicrophone(), TALKS_WITHIN_MS);
+  }
+
+  talks(id, by) {
+    if (!by && this.talking !== id) return; // another's, before
+    this.talking = id;
+    this.talker = by;
+    this.tellEar();
+  }
+
+  tellEar(fault = '') {
+    const { listen, talk } = this.buttons ?? {};
+    if (!listen) return;
+    const state = this.line?.state, others = this.talker && state !== 'talking', over = Boolean(this.call.ended_at);
+    listen.textContent = state ? 'Stop listening' : 'Listen';
+    listen.setAttribute('aria-pressed', String(Boolean(state)));
+    talk.textContent = state === 'talking' ? 'Hand back' : 'Take over';
+    talk.setAttribute('aria-pressed', String(state === 'talking'));
+    listen.disabled = over;
+    talk.disabled = over || Boolean(others) || state === 'connecting';
+    const said = this.find('.ear p');
+    said.textContent = fault || [EAR[state], others && `${this.talker} talks to the caller.`].filter(Boolean).join(' ');
+    said.classList.toggle('failed', Boolean(fault));
   }
 
   announce(text) { if (this.root.contains(document.activeElement)) spoken.textContent = text; }
+}
+
+// What a script of ours asks: GET without a body, POST with one. Throws an Error to read.
+async function ask(path, body) {
+  let answer;
+  try {
+    answer = await fetch(path, body === undefined ? { signal: AbortSignal.timeout(10000) } : {
+      method: 'POST', headers: { 'Content-Type': 'application/json', 'X-Form-Token': token },
+      body: JSON.stringify(body), signal: AbortSignal.timeout(10000) });
+  } catch {
+    throw new Error('The server can’t be reached.');
+  }
+  if (answer.status === 401) signIn();
+  const content = answer.status === 204 ? null : await answer.json();
+  if (!answer.ok) throw Object.assign(new Error(content.message), { status: answer.status });
+  return content;
 }
 
 function signIn() {
@@ -247,5 +339,6 @@ document.addEventListener('visibilitychange', () => {
   if (!document.hidden) connect();
   else stream?.close();
 });
+addEventListener('pagehide', () => ear?.end());
 setInterval(() => { for (const card of cards.values()) card.tick(); }, 1000);
 connect();

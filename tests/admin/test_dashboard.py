@@ -62,12 +62,17 @@ MATRIX: dict[tuple[str, str], tuple[int, int, int, int]] = {
     ("GET", "/admin/operators"): (303, 403, 403, 200),
     ("GET", "/admin/audit"): (303, 403, 403, 200),
     ("GET", "/admin/assets/{name}"): (401, 200, 200, 200),
+    ("GET", "/admin/ice-servers"): (401, 403, 200, 200),
     ("POST", "/admin/calls/{call}/controls"): (401, 403, 404, 404),
+    ("POST", "/admin/calls/{call}/listeners"): (401, 403, 422, 422),
+    ("POST", "/admin/listeners/{tap}"): (401, 403, 404, 404),
     ("POST", "/admin/keys"): (401, 403, 403, 200),
     ("POST", "/admin/keys/revoke"): (401, 403, 403, 404),
     ("POST", "/admin/operators"): (401, 403, 403, 303),
     ("POST", "/admin/operators/disable"): (401, 403, 403, 404),
 }
+SENT = {"/admin/calls/{call}/controls": {"action": "speak"}, "/admin/calls/{call}/listeners": {"sdp": "x"},
+        "/admin/listeners/{tap}": {}}
 FORMS: dict[str, dict[str, Any]] = {
     "/admin/keys": {"name": "dialler", "scope": ["calls:read"]},
     "/admin/keys/revoke": {"id": "none"},
@@ -129,14 +134,14 @@ async def test_each_role_gets_what_it_may_and_nobody_gets_nothing(
     browser = await _signed_in(port, role)
     token = (await browser.get("/admin")).form_token if role != NOBODY else "0" * 64
     for (method, path), statuses in MATRIX.items():
-        there = path.format(call="call-1", kind="vtt", name="live.js")
+        there = path.format(call="call-1", kind="vtt", name="live.js", tap="none")
         if path == "/admin/events":
             answer = await _first_event(port, browser.cookies)
         elif method == "GET":
             page = statuses[0] == 303
             answer = (await browser.get(there, Accept="text/html" if page else "*/*")).status
-        elif path.endswith("/controls"):
-            answer = (await browser.send(there, {"action": "speak"}, X_Form_Token=token)).status
+        elif path in SENT:
+            answer = (await browser.send(there, SENT[path], X_Form_Token=token)).status
         else:
             answer = (await browser.post(there, {"form_token": token, **FORMS[path]})).status
         assert answer == statuses[column], (role, method, path)
@@ -150,7 +155,9 @@ async def test_what_comes_without_our_pages_token_does_nothing(admin: Browser, s
             answer = await admin.post(path, {**form, "form_token": token})
             assert answer.status == 403
             assert "Load it again" in answer.text
-        assert (await admin.send("/admin/calls/call-1/controls", {"action": "speak"}, X_Form_Token=token)).status == 403
+        for path, body in SENT.items():
+            there = path.format(call="call-1", tap="none")
+            assert (await admin.send(there, body, X_Form_Token=token)).status == 403
     assert await ApiKeys(store).all() == ()
     assert len(await Operators(store).all()) == len(Role)
     assert await redis.exists("tandem:{controls bridge-1}") == 0

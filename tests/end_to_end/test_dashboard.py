@@ -8,11 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
 from axe_playwright_python.base import AXE_SCRIPT
-from browsers import LONGEST_S, Web
+from browsers import LONGEST_S, WATCH, Web, chromium, with_microphone
 from call_peers import baresip, speech
 from playwright.async_api import Browser, Locator, Page
 from served import descendants
@@ -21,14 +22,17 @@ from signed_in import PASSWORD
 from calls.audit import Audit
 from calls.operators import Operators, Role
 from calls.store import ControlRow, Store
-from media.audio import FRAME_S, SAMPLE_RATE, Samples
+from media.audio import FRAME_S, SAMPLE_RATE, Samples, read_audio
+from sip.phone import measure_return
 from tandem.embedded import running_postgres
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-CALL_S, ECHO_S = 20, 12
+CALL_S, ECHO_S = 45, 12
 QUIET_S = 4.2  # of the caller's, while the agent greets
 LINE = "One moment please."
+MANAGER_S = 6
+MANAGER = "This is the manager speaking. We have kept a table for you."
 SPEECH_DB = -45.0
 SETTLES_S = 1.5  # from a hold to silence: the word that is begun is finished, and the phone hears it a moment later
 
@@ -41,6 +45,15 @@ def asks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     caller = folder / "caller.wav"
     subprocess.run(["sox", str(asked), str(caller), "pad", str(QUIET_S)], check=True)
     return caller
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an operator's microphone hears."""
+    folder = tmp_path_factory.mktemp("operator")
+    said = speech(folder / "said.wav", MANAGER, 8)
+    subprocess.run(["sox", str(said), "-r", "48000", str(folder / "manager.wav")], check=True)
+    return folder / "manager.wav"
 
 
 @asynccontextmanager
@@ -59,6 +72,8 @@ async def operating(web: Web, browser: Browser, name: str, role: Role) -> AsyncI
         await Operators(store).make(name, PASSWORD, role)
     context = await browser.new_context(timezone_id="Asia/Tokyo", locale="en-GB")
     context.set_default_timeout(1000 * LONGEST_S)
+    await context.grant_permissions(["microphone"], origin=web.origin)
+    await context.add_init_script(WATCH)
     page = await context.new_page()
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -86,6 +101,18 @@ async def finds_nothing(page: Page, where: str) -> None:
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (where, width)
 
 
+async def presses(within: Locator, name: str) -> None:
+    await within.get_by_role("button", name=name, exact=True).click()
+
+
+async def hears_something(page: Page) -> None:
+    """By their connection to the call, which isn't silent."""
+    energy = await page.evaluate(
+        "(async () => [...(await peers.at(-1).getStats()).values()]"
+        ".find(({ type }) => type === 'inbound-rtp').totalAudioEnergy)()")
+    assert energy > 1e-4, energy
+
+
 async def reads(within: Locator, text: str) -> None:
     await within.get_by_text(text).first.wait_for()
 
@@ -98,42 +125,97 @@ def loudness_db(samples: Samples, start_s: float, stop_s: float) -> float:
     return float(20 * np.log10(np.sqrt(np.mean(np.square(pieces), axis=1)).max() + 1e-9))
 
 
-async def test_an_operator_watches_a_call_holds_the_agent_has_it_say_a_line_and_finds_the_word_again(
-        web: Web, deaf_browser: Browser, asks: Path, tmp_path: Path) -> None:
-    async with operating(web, deaf_browser, "ann", Role.OPERATOR) as (page, complaints):
+async def test_an_operator_watches_a_call_steps_in_and_finds_the_word_again(
+        web: Web, asks: Path, manager: Path, tmp_path: Path) -> None:
+    async with (chromium(*with_microphone(manager)) as browser,
+                operating(web, browser, "ann", Role.OPERATOR) as (page, complaints)):
         await page.get_by_role("heading", name="No call runs just now").wait_for()
         await finds_nothing(page, "no call")
-        phoning = asyncio.create_task(baresip(web.tandem.uri("agent"), asks, tmp_path / "phone", CALL_S))
+        over = asyncio.Event()
+        phoning = asyncio.create_task(baresip(web.tandem.uri("agent"), asks, tmp_path / "phone", CALL_S, over))
         card = page.get_by_role("article")
         log = card.get_by_role("log")
+        await presses(card, "Listen")
+        await reads(card, "You hear both sides")
         await reads(log, "Casa Tandem")  # while it is said
-        await card.get_by_role("button", name="Hold", exact=True).click()
+        await presses(card, "Hold")
         await reads(card, "hold: held")
         assert await card.get_by_role("button", name="Hold", exact=True, pressed=True).count() == 1
         await reads(log.locator(".caller"), "parking")
+        await hears_something(page)
         await finds_nothing(page, "a call")
         await card.get_by_role("textbox").fill(LINE)
         await page.keyboard.press("Enter")
         await reads(card, "say: said")
         await reads(log.locator(".agent"), LINE)
+        before = await log.locator(".agent").all_inner_texts()
+        await presses(card, "Speak")
+        await reads(card, "speak: spoke")
+        async with asyncio.timeout(LONGEST_S):
+            while await log.locator(".agent").all_inner_texts() == before:
+                await asyncio.sleep(0.1)
         await card.focus()
+        await page.keyboard.press("o")
+        await reads(card, "You talk to the caller")
+        await finds_nothing(page, "taken over")
+        await asyncio.sleep(MANAGER_S)
+        await page.keyboard.press("o")
+        await reads(card, "You hear both sides")
+        await reads(card, "take over: talked")
         await page.keyboard.press("x")
         await page.keyboard.press("x")
         await reads(card, "ended: operator hung up")
-        _, heard = await phoning
         id = await card.get_attribute("id")
         assert id is not None
-
-        async with store_of(web) as store:
-            by_action = {control.action: control for control in await store.controls(id)}
-            assert {(entry.who, entry.action) for entry in await Audit(store).newest() if entry.subject == id} == {
-                ("ann (operator)", "hold"), ("ann (operator)", "say"), ("ann (operator)", "hang_up")}
-        held_s, said_s, done_s = _times(by_action["hold"], by_action["say"])
-        assert loudness_db(heard, 0, held_s + 0.5) > SPEECH_DB
-        assert loudness_db(heard, held_s + SETTLES_S, said_s) < SPEECH_DB
-        assert loudness_db(heard, said_s, done_s + 1) > SPEECH_DB
+        over.set()
+        _, heard = await phoning
+        controls = await _all_told(web, id)
+        talked_s, handed_back_s = (FRAME_S * k for k in (controls["take_over"].first_k, controls["take_over"].k))
+        assert handed_back_s - talked_s > MANAGER_S
+        during = slice(round(SAMPLE_RATE * talked_s), round(SAMPLE_RATE * (handed_back_s + 1)))
+        _, likeness = measure_return(read_audio(manager)[:SAMPLE_RATE * MANAGER_S], heard[during])
+        assert likeness is not None
+        assert likeness > 0.6, "the operator's WAV is what the phone hears"
 
         await _hears_the_word(page, web, id, complaints)
+        answer = await page.request.get(f"{web.origin}/admin/recordings/{id}")
+        (tmp_path / "call.flac").write_bytes(await answer.body())
+        _silent_while_held(left_of(tmp_path / "call.flac"), controls)
+        _silent_while_held(heard, controls)
+
+
+async def _all_told(web: Web, id: str) -> dict[str, ControlRow]:
+    """What was done to the call, by action; all of it in the timeline and in the audit."""
+    async with store_of(web) as store, asyncio.timeout(LONGEST_S):
+        while True:
+            controls = {control.action: control for control in reversed(await store.controls(id))
+                        if control.by == "ann"}  # the first of each: talking holds the agent, too
+            if {"listened", "talked"} <= {control.outcome for control in controls.values()}:
+                break
+            await asyncio.sleep(0.1)
+        told = {entry.action: entry for entry in await Audit(store).newest() if entry.subject == id}
+        assert {entry.who for entry in told.values()} == {"ann (operator)"}
+        assert set(told) == {"listen", "hold", "say", "speak", "take_over", "hand_back", "hang_up"}
+        for action in ("listen", "take_over"):
+            assert (told[action].first_k, told[action].k) == (controls[action].first_k, controls[action].k)
+    return controls
+
+
+def _silent_while_held(heard: Samples, controls: dict[str, ControlRow]) -> None:
+    """And before and after not."""
+    held_s, said_s, done_s = _times(controls["hold"], controls["say"])
+    spoke_s = FRAME_S * controls["speak"].k
+    assert loudness_db(heard, 0, held_s + 0.5) > SPEECH_DB
+    assert loudness_db(heard, held_s + SETTLES_S, said_s) < SPEECH_DB
+    assert loudness_db(heard, said_s, done_s + 1) > SPEECH_DB
+    assert loudness_db(heard, spoke_s, spoke_s + 2) > SPEECH_DB
+
+
+def left_of(path: Path) -> Samples:
+    """What the caller heard, of a recording."""
+    with av.open(str(path)) as file:
+        both = np.concatenate([frame.to_ndarray().reshape(-1, 2) for frame in file.decode(audio=0)])
+    return np.asarray(both[:, 0] / np.iinfo(both.dtype).max, np.float32)
 
 
 def _times(hold: ControlRow, say: ControlRow) -> tuple[float, float, float]:
