@@ -18,10 +18,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 serve: setup
 	@$(BIN)/tandem serve
 
-# Real peers of the tests: SIP phones, a browser, a TURN server, speech synthesisers, a sound editor.
-test-peers:
+# Real peers of the tests: SIP phones, a browser, a TURN server, speech synthesisers, a sound editor; Helm.
+test-peers: $(VENV)/.peers
 	@deploy/debian-packages.sh baresip sip-tester chromium coturn sox espeak-ng libflite1 festival festvox-kdlpc16k \
 		festvox-us-slt-hts
+
+$(VENV)/.peers: tests/requirements.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
+	@touch $@
 
 test: setup test-peers
 	$(BIN)/pytest --quiet

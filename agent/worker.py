@@ -30,6 +30,7 @@ from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
 from agent.step import Past
 from calls import draining, wire
+from calls.log_context import current_call
 from calls.priority import STEP, before_others
 from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
 from calls.settings import Settings, SettingsError
@@ -45,6 +46,7 @@ ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge'
 FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
 ASKED_AGAIN_S = 30.0  # after which a call that an overloaded worker asked to go may be asked once more
 MORE_CONNECTIONS = 64  # than slots: those that shake hands or are turned away
+HEALTH_PATH = "/healthz"
 MESSAGES_TO_BRIDGE = 64  # about 20 frames; a bridge that takes them slower than they come is cut off
 
 
@@ -216,7 +218,10 @@ class Worker:
         self._loop.call_soon_threadsafe(self._stop.set)
 
     def _let_in(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Before the WebSocket handshake: only our path, and a bound on connections."""
+        """Before the WebSocket handshake: only our path, and a bound on connections. A probe is answered as long as
+        this loop turns."""
+        if request.path == HEALTH_PATH:
+            return connection.respond(HTTPStatus.OK, "ok\n")
         if request.path != wire.PATH:
             return connection.respond(HTTPStatus.NOT_FOUND, f"calls connect to {wire.PATH}\n")
         slots = sum(served.engine.slots for served in self._models.values())
@@ -292,6 +297,7 @@ class Worker:
         if seat is None:
             raise Refused("busy", f"all {device.engine.slots} slots of {lease.model} are taken")
         self._calls[lease.call] = call
+        current_call.set(lease.call)
         ready = wire.Ready(
             slot=seat.slot, model=info.name, sample_rate=info.sample_rate, frame_samples=info.frame_samples,
             generated_codebooks=info.generated_codebooks, agent_codebooks=info.agent_codebooks,

@@ -129,6 +129,7 @@ class Settings(BaseSettings):
     kept_events: int = Field(20000, ge=100, description="events a bridge keeps unsaved before it takes no new calls")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="`json`: one object a line, for machines to read")
 
     @field_validator("secret")
     @classmethod

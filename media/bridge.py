@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import logging
 import secrets
@@ -20,6 +21,7 @@ from calls.configuration import Follower
 from calls.controls import Control, ControlInbox, Result
 from calls.events import CallReceived, EndReason
 from calls.live import EventWriter
+from calls.log_context import current_call
 from calls.routing import BridgeRegistry, Router, RoutingUnavailable
 from calls.settings import Settings
 from calls.state import State
@@ -105,7 +107,9 @@ class CallBridge:
 
     def carry(self, call: Carried, work: Coroutine[None, None, None]) -> None:
         """Run a call's task to its end."""
-        task = asyncio.create_task(work)
+        context = contextvars.copy_context()
+        context.run(current_call.set, call.session.call)
+        task = asyncio.create_task(work, context=context)
         self._calls[call] = task
         task.add_done_callback(lambda _: self._done(call))
         self._in_background(self._controls.here([call.session.call], self._settings.expiry_s))

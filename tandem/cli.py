@@ -33,7 +33,7 @@ app.add_typer(db, name="db")
 
 def _start(role: str) -> Settings:
     settings = load_settings()
-    log.configure(role, settings.log_level)
+    log.configure(role, settings.log_level, settings.log_format)
     return settings
 
 

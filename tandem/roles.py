@@ -55,7 +55,7 @@ def sip(settings: Settings) -> None:
     redis_url(settings), secret(settings)
     _check_storage(settings)
     with told_in_one_line(EndpointError):
-        pool.run(settings, functools.partial(log.configure, "sip", settings.log_level))
+        pool.run(settings, functools.partial(log.configure, "sip", settings.log_level, settings.log_format))
 
 
 def web(settings: Settings) -> None:

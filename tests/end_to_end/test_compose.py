@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,7 +38,7 @@ def _compose() -> dict[str, Any]:
 
 
 def _ours() -> dict[str, dict[str, Any]]:
-    return {name: service for name, service in _compose()["services"].items() if service.get("image") == "tandem"}
+    return {name: service for name, service in _compose()["services"].items() if service.get("image", "").startswith("tandem")}
 
 
 def test_the_example_names_all_secrets_that_the_file_asks_for() -> None:
@@ -56,11 +57,29 @@ def test_nothing_listens_wider_than_loopback_and_no_secret_is_written_down() -> 
 
 def test_the_image_has_what_its_roles_need() -> None:
     docker = (ROOT / "deploy" / "Dockerfile").read_text()
+    targets = re.findall(r"^FROM \S+ AS (\w+)$", docker, re.M)
+    assert {service["build"]["target"] for service in _ours().values()} == {"roles", "worker"} <= set(targets)
     left_out = set((ROOT / ".dockerignore").read_text().split())
     for folder in ("agent", "calls", "media", "sip", "admin", "tandem", "migrations", "models"):
         assert folder not in left_out
-    assert "USER tandem" in docker
-    assert docker.index("USER tandem") < docker.index("ENTRYPOINT")
+    for image in docker.split("\nFROM base AS ")[1:]:
+        assert image.index("USER tandem") < image.index("ENTRYPOINT"), "nothing runs as root"
+
+
+def test_the_small_image_has_what_its_roles_import(tmp_path: Path) -> None:
+    """Each of its commands says what settings it lacks, having found all that it imports by then; and so do its modules."""
+    [left_out] = re.findall(r"'\^\((\S+)\)=='", (ROOT / "deploy" / "Dockerfile").read_text())
+    distributions = {name.lower().replace("_", "-") for name in left_out.split("|")}
+    absent = {module for module, owners in packages_distributions().items()
+              if {owner.lower().replace("_", "-") for owner in owners} <= distributions}
+    assert "torch" in absent
+    modules = ["admin.app", "calls.persist", "media.webrtc.bridge", "sip.bridge", "tandem.cli", "tandem.roles",
+               "tandem.doctor", "tandem.serve"]
+    program = f"import importlib, sys\nfor name in {sorted(absent)}: sys.modules[name] = None\n" \
+              f"for name in {modules}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.usefixtures("redis", "store")
