@@ -1,7 +1,7 @@
 """Logs of every role: one line an event on stderr, the same from our modules and from libraries.
 
-`json` is for machines: one object a line, with `time`, `level`, `role`, `logger`, `event`, `call` and `trace` where it is
-about one, and `exception`. Tracebacks are plain: the values of variables, secrets among them, are never shown.
+`json` is for machines: one object a line, with `time`, `level`, `role`, `logger`, `event`, `exception`, and with `call`
+and `trace` where it is about one. Tracebacks are plain: the values of variables, secrets among them, are never shown.
 """
 
 from __future__ import annotations
@@ -38,11 +38,18 @@ def configure(role: str, level: str, format: Format = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=_as_json(role) if format == "json" else _as_text(role)))
+    handler.addFilter(_note_call)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     for library in LOUD_LIBRARIES:
         logging.getLogger(library).setLevel(max(logging.WARNING, root.level))
+
+
+def _note_call(record: logging.LogRecord) -> bool:
+    """While the line's arguments are still apart from it."""
+    record.call = call_of(record)
+    return True
 
 
 def _as_text(role: str) -> list[Processor]:
@@ -59,8 +66,8 @@ def _as_text(role: str) -> list[Processor]:
 def _as_json(role: str) -> list[Processor]:
     def about(_logger: object, _method: str, event: EventDict) -> EventDict:
         event["role"] = role
-        if call := call_of(event["_record"]):
-            event["call"] = call
+        if event["_record"].call:
+            event["call"] = event["_record"].call
         return event
 
     return [about, structlog.stdlib.ProcessorFormatter.remove_processors_meta,

@@ -19,6 +19,8 @@ from pathlib import Path
 import psutil
 from call_peers import free_port
 
+from tandem.embedded import running_postgres, running_redis
+
 READY_S = 120
 END_S = 60
 
@@ -83,6 +85,35 @@ def serving(**settings: object) -> Iterator[Served]:
                 process.kill()
                 process.wait()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def another(served: Served, role: str, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
+    """One more process of a role beside a Tandem's own, alive by its health; told to end at the end, if it hasn't."""
+    data = served.folder / "data"
+    environment = served.environment | {
+        "TANDEM_REDIS_URL": running_redis(data), "TANDEM_DATABASE_URL": running_postgres(data),
+        "TANDEM_SECRET": (data / "secret").read_text(),
+    } | {f"TANDEM_{name.upper()}": str(value) for name, value in settings.items()}
+    counted = "workers" if role == "worker" else "bridges"
+    there = served.health()[counted]
+    with (served.folder / "log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-m", "tandem", role], cwd=served.folder, env=environment,
+                                   stdout=log, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + READY_S
+        while role in ("worker", "sip", "webrtc") and served.health()[counted] == there:
+            assert process.poll() is None, served.log
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(END_S) == 0, served.log
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _wait_until_ready(served: Served) -> None:

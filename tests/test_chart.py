@@ -48,7 +48,7 @@ def rendered(helm: Path, *values: str, kubernetes: str = KUBERNETES[-1]) -> Mani
                           text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
-    named = {(manifest["kind"], manifest["metadata"]["name"].removeprefix("my-tandem-")): manifest for manifest in found}
+    named = {(one["kind"], one["metadata"]["name"].removeprefix("my-tandem-")): one for one in found}
     assert len(named) == len(found)
     return named
 

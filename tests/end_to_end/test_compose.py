@@ -38,7 +38,8 @@ def _compose() -> dict[str, Any]:
 
 
 def _ours() -> dict[str, dict[str, Any]]:
-    return {name: service for name, service in _compose()["services"].items() if service.get("image", "").startswith("tandem")}
+    return {name: service for name, service in _compose()["services"].items()
+            if service.get("image", "").startswith("tandem")}
 
 
 def test_the_example_names_all_secrets_that_the_file_asks_for() -> None:
@@ -67,7 +68,7 @@ def test_the_image_has_what_its_roles_need() -> None:
 
 
 def test_the_small_image_has_what_its_roles_import(tmp_path: Path) -> None:
-    """Each of its commands says what settings it lacks, having found all that it imports by then; and so do its modules."""
+    """Nothing that it carries imports what was left out of it."""
     [left_out] = re.findall(r"'\^\((\S+)\)=='", (ROOT / "deploy" / "Dockerfile").read_text())
     distributions = {name.lower().replace("_", "-") for name in left_out.split("|")}
     absent = {module for module, owners in packages_distributions().items()
