@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agent.train.dataset import DatasetError, read_call, read_list
+from agent.train.dataset import DatasetError, read_labels, read_list
 from agent.train.phone_labels import LABELS_PER_FRAME, LAG_S, labels_at
 from agent.train.render import Word
 from agent.train.script import Speaker
@@ -113,7 +113,7 @@ def read_stretches(lists: Sequence[Path], frames: int, agent_share: float = 0.5,
     what their callers say most. Raises DatasetError."""
     tracks: dict[Speaker, list[_Track]] = {side: [] for side in _CHANNELS}
     for entry in (entry for listed in lists for entry in read_list(listed)):
-        call = read_call(entry.path)
+        call = read_labels(entry)
         with wave.open(str(entry.path), "rb") as reader:
             if reader.getframerate() != SAMPLE_RATE:
                 raise DatasetError(f"{entry.path}: the codec learns from sound at {SAMPLE_RATE} Hz")

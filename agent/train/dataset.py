@@ -117,7 +117,16 @@ def read_call(path: Path) -> Call:
     """The call of a stereo WAV and the JSON beside it. Utterances, phonemes and held spans are empty where the JSON
     has none; sound of another rate is resampled. Raises DatasetError."""
     agent, caller = _stereo(path)
-    duration_s = agent.size / SAMPLE_RATE
+    return _labelled_call(path, agent, caller, agent.size / SAMPLE_RATE)
+
+
+def read_labels(entry: Entry) -> Call:
+    """A call without its sound: both sides are empty. Raises DatasetError."""
+    silent = np.zeros(0, np.float32)
+    return _labelled_call(entry.path, silent, silent, entry.duration_s)
+
+
+def _labelled_call(path: Path, agent: Samples, caller: Samples, duration_s: float) -> Call:
     about = path.with_suffix(".json")
     fields = _object(about, _parsed(about, _text(about)))
     ours = _object(f'{about}: "{OURS}"', fields.get(OURS, {}))
