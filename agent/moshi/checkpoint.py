@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -24,7 +24,7 @@ from agent.moshi.lora import Adapters
 from agent.moshi.mimi import Mimi
 from agent.moshi.safetensors_file import CheckpointError, SafetensorsFile
 
-__all__ = ["CheckpointError", "Model", "ModelFile", "load_codec", "load_model"]
+__all__ = ["CheckpointError", "Codecs", "Model", "ModelFile", "load_codecs", "load_model"]
 
 BUNDLED = {"nano": Path(__file__).resolve().parents[2] / "models" / "nano"}  # what the repository brings along
 NAMES = {"moshiko": "kyutai/moshiko-pytorch-bf16", "moshika": "kyutai/moshika-pytorch-bf16"}
@@ -55,11 +55,16 @@ Find = Callable[[str, bool], ModelFile | None]  # a file's name, whether it must
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded checkpoint. `lm.config` and `mimi.config` say what it is."""
+    """A loaded checkpoint. `lm.config` and `mimi.config` say what it is.
+
+    `mimi` hears the caller and `voice` is what the agent's codes mean. They are one, unless the config names another by
+    `voice_name` and `voice_config_name`: then each was trained for its side alone.
+    """
 
     name: str
     lm: LanguageModel
     mimi: Mimi
+    voice: Mimi
     tokenizer_path: Path | None
     generation: Mapping[str, Any]  # the checkpoint's own sampling: temp, temp_text, top_k, top_k_text
     config: Mapping[str, Any]  # config.json as it stands
@@ -72,17 +77,9 @@ class Model:
 
     @torch.inference_mode()
     def silence(self) -> list[int]:
-        """The codes [agent codebooks] whose sound is silence: the config's, or what Mimi makes of two seconds of it."""
-        named = self.config.get("silence_codes")
-        count = self.lm.config.agent_codebooks
-        if named is None:
-            frames = torch.zeros(1, _SILENT_FRAMES * self.mimi.config.frame_samples, device=self.device)
-            return [int(code) for code in self.mimi.encode(frames, count)[0, :, -1]]
-        if not (isinstance(named, list) and len(named) == count
-                and all(type(code) is int and 0 <= code < self.lm.config.audio_card for code in named)):
-            raise CheckpointError(f"{self.name}: config.json: silence_codes must be {count} codes below "
-                                  f"{self.lm.config.audio_card}")
-        return named
+        """The codes [agent codebooks] whose sound is silence: what the voice's Mimi makes of two seconds of it."""
+        frames = torch.zeros(1, _SILENT_FRAMES * self.voice.config.frame_samples, device=self.device)
+        return [int(code) for code in self.voice.encode(frames, self.lm.config.agent_codebooks)[0, :, -1]]
 
 
 def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
@@ -100,41 +97,34 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype:
         try:
             lm_config = LMConfig.from_dict(_with_content(config, moshi_file))
             lora_config = LoraConfig.from_dict(config)
-            codec_config = MimiConfig.from_dict(found.mimi_config)
         except ConfigError as error:
             raise CheckpointError(f"{name}: {error}") from None
-        _check_pair(name, lm_config, codec_config)
+        codecs = found.codecs(device)
+        _check_codecs(name, lm_config, codecs)
         with torch.device("meta"):
             lm = LanguageModel(lm_config)
         adapters = None
         if lora_config is not None:
             files["lora_name"] = _found(found.find(lora_config.name, True))
             adapters = Adapters(opened.enter_context(SafetensorsFile(files["lora_name"].path)), lora_config, lm)
-        mimi = _mimi(codec_config, files, device)
         fill(lm, moshi_file, device, dtype or _stored_dtype(moshi_file))
         if adapters is not None:
             adapters.merge_into(lm)
     generation = config.get("lm_gen_config") or {}
-    return Model(name, lm.eval(), mimi, found.tokenizer_path, generation, config, found.mimi_config, files)
+    return Model(name, lm.eval(), *codecs, generation, config, found.mimi_config, files)
 
 
-def load_codec(source: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None
-               ) -> tuple[Mimi, Path | None]:
-    """A checkpoint's Mimi and the path of its tokenizer, without its language model; as load_model otherwise."""
-    found = _find_files(source, revision)
-    try:
-        config = MimiConfig.from_dict(found.mimi_config)
-    except ConfigError as error:
-        raise CheckpointError(f"{found.name}: {error}") from None
-    return _mimi(config, found.files, torch.device(device)), found.tokenizer_path
+class Codecs(NamedTuple):
+    """A checkpoint without its language model; `voice` is `mimi` where there is one for both sides."""
+
+    mimi: Mimi
+    voice: Mimi
+    tokenizer_path: Path | None
 
 
-def _mimi(config: MimiConfig, files: Mapping[str, ModelFile], device: torch.device) -> Mimi:
-    with torch.device("meta"):
-        mimi = Mimi(config)
-    with SafetensorsFile(files["mimi_name"].path) as file:
-        fill(mimi, file, device, torch.float32)
-    return mimi.eval()
+def load_codecs(source: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None) -> Codecs:
+    """As load_model otherwise."""
+    return _find_files(source, revision).codecs(torch.device(device))
 
 
 @torch.no_grad()
@@ -209,13 +199,17 @@ def _with_content(config: Mapping[str, Any], file: SafetensorsFile) -> Mapping[s
     return {**config, **FIRST_7B, "dep_q": steps or FIRST_7B["dep_q"]}
 
 
-def _check_pair(name: str, lm: LMConfig, mimi: MimiConfig) -> None:
-    needed = max(lm.agent_codebooks, lm.caller_codebooks)
-    if needed > mimi.codebooks:
-        raise CheckpointError(f"{name}: the language model needs {needed} codebooks, Mimi has {mimi.codebooks}")
-    if lm.audio_card != mimi.codebook_size:
-        raise CheckpointError(f"{name}: the language model's codebooks have {lm.audio_card} entries, "
-                              f"Mimi's {mimi.codebook_size}")
+def _check_codecs(name: str, lm: LMConfig, codecs: Codecs) -> None:
+    sides = ((codecs.mimi, lm.caller_codebooks), (codecs.voice, lm.agent_codebooks))
+    for codec, needed in sides:
+        if needed > codec.config.codebooks:
+            raise CheckpointError(f"{name}: the language model needs {needed} codebooks, Mimi has "
+                                  f"{codec.config.codebooks}")
+        if lm.audio_card != codec.config.codebook_size:
+            raise CheckpointError(f"{name}: the language model's codebooks have {lm.audio_card} entries, "
+                                  f"Mimi's {codec.config.codebook_size}")
+    if len({(codec.config.sample_rate, codec.config.frame_samples) for codec, _ in sides}) > 1:
+        raise CheckpointError(f"{name}: the codecs of its two sides have different frames")
 
 
 @dataclass(frozen=True)
@@ -226,7 +220,24 @@ class _Found:
     find: Find
     config: Mapping[str, Any]
     mimi_config: Mapping[str, Any]
+    voice_config: Mapping[str, Any]
     files: Mapping[str, ModelFile]
+
+    def codecs(self, device: torch.device) -> Codecs:
+        """Read their weights. Raises CheckpointError."""
+        mimi = self._codec(self.mimi_config, "mimi_name", device)
+        voice = self._codec(self.voice_config, "voice_name", device) if "voice_name" in self.files else mimi
+        return Codecs(mimi, voice, self.tokenizer_path)
+
+    def _codec(self, about: Mapping[str, Any], key: str, device: torch.device) -> Mimi:
+        try:
+            with torch.device("meta"):
+                codec = Mimi(MimiConfig.from_dict(about))
+        except ConfigError as error:
+            raise CheckpointError(f"{self.name}: {error}") from None
+        with SafetensorsFile(self.files[key].path) as file:
+            fill(codec, file, device, torch.float32)
+        return codec.eval()
 
     @property
     def tokenizer_path(self) -> Path | None:
@@ -237,18 +248,22 @@ def _find_files(source: str | Path, revision: str | None) -> _Found:
     name, find = _locate(source, revision)
     config_file = find("config.json", False)
     config = {} if config_file is None else _read_json(config_file.path)
-    for key in ("moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name"):
+    for key in ("moshi_name", "mimi_name", "mimi_config_name", "voice_name", "voice_config_name", "tokenizer_name"):
         if not isinstance(config.get(key, ""), str):
             raise CheckpointError(f"{name}: config.json: {key} must be a file's name, not {config[key]!r}")
     tokenizer = find(config.get("tokenizer_name", _TEXT_FILE), "tokenizer_name" in config)
     files = {"tokenizer_name": tokenizer} if tokenizer else {}
-    mimi_config: Mapping[str, Any] = FIRST_MIMI
-    if config.get("mimi_config_name"):
-        files["mimi_config_name"] = _found(find(config["mimi_config_name"], True))
-        mimi_config = _read_json(files["mimi_config_name"].path)
+    codec_configs: dict[str, Mapping[str, Any]] = {}
+    for key in ("mimi_config_name", "voice_config_name"):
+        codec_configs[key] = FIRST_MIMI
+        if config.get(key):
+            files[key] = _found(find(config[key], True))
+            codec_configs[key] = _read_json(files[key].path)
     files["moshi_name"] = _found(find(config.get("moshi_name", _MOSHI_FILE), True))
     files["mimi_name"] = _found(find(config.get("mimi_name", _MIMI_FILE), True))
-    return _Found(name, find, config, mimi_config, files)
+    if config.get("voice_name"):
+        files["voice_name"] = _found(find(config["voice_name"], True))
+    return _Found(name, find, config, codec_configs["mimi_config_name"], codec_configs["voice_config_name"], files)
 
 
 def _locate(source: str | Path, revision: str | None) -> tuple[str, Find]:

@@ -247,7 +247,8 @@ LORA_FILE = "lora.safetensors"  # as the public fine-tuning code calls it
 # Keys of a config.json that say something about the files or the use, not about the language model.
 NOT_THE_LMS = frozenset({
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "lm_gen_config",
-    "tts_config", "stt_config", "model_id", "lora", "lora_rank", "lora_scaling", "version", "silence_codes",
+    "tts_config", "stt_config", "model_id", "lora", "lora_rank", "lora_scaling", "version",
+    "voice_name", "voice_config_name",
 })
 
 FIRST_7B: Mapping[str, Any] = {

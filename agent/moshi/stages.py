@@ -51,7 +51,7 @@ class Stages:
     def __init__(self, model: Model, slots: int) -> None:
         self.model, self.slots, self.device = model, slots, model.device
         self.encoder = model.mimi.encoder_state(slots, self.device)
-        self.decoder = model.mimi.decoder_state(slots, self.device)
+        self.decoder = model.voice.decoder_state(slots, self.device)
         self.generator = GeneratorState(model.lm, slots, bucket_of(slots))
         self._generator = Generator(model.lm)
         self.encode_clock, self.generate_clock, self.decode_clock = (SlotClock(slots, self.device) for _ in range(3))
@@ -79,7 +79,7 @@ class Stages:
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], fresh: Sequence[bool], codes: Tensor) -> Tensor:
         """Codes of one frame [bucket, codebooks] -> pcm [bucket, frame_samples]."""
-        return self.model.mimi.decode_step(codes, self.decoder, self.decode_clock.rows(slots, fresh))
+        return self.model.voice.decode_step(codes, self.decoder, self.decode_clock.rows(slots, fresh))
 
     @torch.inference_mode()
     def rebuild(self, slot: int, history: History, heard: Tensor, missed: Tensor, silence: Tensor, codebooks: int,

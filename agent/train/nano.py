@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
@@ -31,7 +29,6 @@ from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, processes_for, train
 
 CODEBOOKS, CARD = 8, 512
-_SILENT_FRAMES = 25  # after which the codes of silence have settled
 
 MIMI: Mapping[str, Any] = {
     "sample_rate": 24000, "channels": 1, "frame_rate": 12.5,
@@ -206,18 +203,9 @@ class _Work:
         apart = self.folder / "codec"
         return codec.load_codec(apart).to(self.device) if apart.is_dir() else None
 
-    def _silence(self) -> dict[str, Any]:
-        """What the config says of the agent's silence: its ears don't make its codes."""
-        if (voice := self._voice()) is None:
-            return {}
-        frames = torch.zeros(1, _SILENT_FRAMES * voice.config.frame_samples, device=self.device)
-        with torch.inference_mode():
-            codes = voice.encode(frames, self.recipe.lm["dep_q"])[0, :, -1]
-        return {"silence_codes": codes.tolist()}
-
     def _lm(self) -> None:
         begins = {"ears": self.folder / "hearing"} if self.recipe.of is None else {"of": self.recipe.of}
-        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.tokenizer)), **self._silence()},
+        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.tokenizer))},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
                          **{**begins, **self.recipe.lm_spec})
         plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, warmup=100, seed=self.recipe.seed,

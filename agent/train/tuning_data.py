@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from agent.moshi.checkpoint import load_codec
+from agent.moshi.checkpoint import load_codecs
 from agent.moshi.config import ZERO_TOKEN, LMConfig
 from agent.moshi.text import Tokenizer
 from agent.train.acoustics import Shares, draw_condition, heard
@@ -40,11 +40,11 @@ def encode(entries: Sequence[Entry], source: str, out: Path, *, copies: int, see
     made_from = json.dumps([source, copies, seed, [[str(e.path), e.path.stat().st_mtime_ns] for e in entries]])
     if out.exists() and _made_from(out) == made_from:
         return
-    mimi, tokenizer_path = load_codec(source, device=device)
+    mimi, voice, tokenizer_path = load_codecs(source, device=device)
     if tokenizer_path is None:
         raise DatasetError(f"{source}: has no tokenizer to write the agent's words with")
     tokenizer = Tokenizer(tokenizer_path)
-    encoder = CallEncoder(mimi, tokenizer)
+    encoder = CallEncoder(mimi, tokenizer, voice)
     tensors: dict[str, Tensor] = {}
     for number, entry in enumerate(entries):
         call = read_call(entry.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -370,15 +371,28 @@ def test_speech_to_text_that_hears_by_another_codec_is_refused(nano: tuple[Model
         MoshiEngine(nano[0], 1, nano[0])
 
 
-def test_silence_is_what_the_codec_makes_of_it_or_what_the_config_says(nano: tuple[Model, Model]) -> None:
+def test_silence_is_what_the_codec_makes_of_it(nano: tuple[Model, Model]) -> None:
     agent, _ = nano
-    codes = agent.silence()
-    pcm = agent.mimi.decode(torch.tensor(codes)[None, :, None].expand(-1, -1, 50))
+    pcm = agent.voice.decode(torch.tensor(agent.silence())[None, :, None].expand(-1, -1, 50))
     assert float(pcm[0, 1920 * 10:].abs().max()) < 10 ** (-50 / 20)
-    named = replace(agent, config={**agent.config, "silence_codes": [1] * 8})
-    assert MoshiEngine(named, 1).silence.tolist() == [1] * 8
-    with pytest.raises(CheckpointError, match="silence_codes must be 8 codes below 512"):
-        replace(agent, config={**agent.config, "silence_codes": [1, 2]}).silence()
+
+
+def test_a_voice_of_its_own_speaks_while_the_models_mimi_hears(nano: tuple[Model, Model]) -> None:
+    agent, _ = nano
+    quiet = deepcopy(agent.voice)
+    with torch.no_grad():
+        for parameter in quiet.decoder.ends[1].parameters():
+            parameter.mul_(0.5)
+    one, two = MoshiEngine(agent, 1), MoshiEngine(replace(agent, voice=quiet), 1)
+    rng, heard = np.random.default_rng(2), 0.0
+    for k in range(30):
+        inputs = StepInputs.free([0], [k == 0], sound(rng, 1), one.info, one.default_sampling(1))
+        as_one, as_two = one.step(inputs), two.step(inputs)
+        for name in ("text", "agent_codes", "caller_codes"):
+            assert np.array_equal(getattr(as_one, name), getattr(as_two, name)), name
+        np.testing.assert_allclose(2 * as_two.pcm, as_one.pcm, atol=1e-6)
+        heard = max(heard, float(np.abs(as_one.pcm).max()))
+    assert heard > 0.001
 
 
 def _past(inputs: list[StepInputs], outputs: list[StepOutputs], heard: int) -> Past:

@@ -72,6 +72,35 @@ def test_both_layouts_of_projections_load_the_same(folder):
                                                      strict=True))
 
 
+def test_a_checkpoint_may_name_another_codec_for_what_the_agent_says(folder):
+    config = json.loads((folder / "config.json").read_text())
+    plain = load_model(folder)
+    assert plain.voice is plain.mimi
+    shutil.copy(folder / "mimi.safetensors", folder / "voice.safetensors")
+    rewrite(folder / "voice.safetensors", lambda tensors: tensors.update(
+        {name: tensor + 1 for name, tensor in tensors.items() if name.startswith("decoder.")}))
+    voice = {"voice_name": "voice.safetensors", "voice_config_name": "mimi_config.json"}
+    (folder / "config.json").write_text(json.dumps(config | voice))
+    model = load_model(folder)
+    ears, voice = model.mimi.state_dict(), model.voice.state_dict()
+    assert {name for name in ears if not torch.equal(ears[name], voice[name])} == {
+        name for name in ears if name.startswith("decoder.")}
+
+
+def test_codecs_of_two_sides_that_dont_fit_are_refused(folder):
+    config = json.loads((folder / "config.json").read_text())
+    codec = json.loads((folder / "mimi_config.json").read_text())
+    shutil.copy(folder / "mimi.safetensors", folder / "voice.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | {
+        "voice_name": "voice.safetensors", "voice_config_name": "voice_config.json"}))
+    (folder / "voice_config.json").write_text(json.dumps(codec | {"sample_rate": 48000, "frame_rate": 25}))
+    with pytest.raises(CheckpointError, match="the codecs of its two sides have different frames"):
+        load_model(folder)
+    (folder / "voice_config.json").unlink()
+    with pytest.raises(CheckpointError, match="voice_config.json"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("on_disk", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("in_memory", [torch.float32, torch.bfloat16, None])
 def test_types_on_disk_and_in_memory_are_free(folder, on_disk, in_memory):
