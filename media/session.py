@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +37,7 @@ from calls.events import (
     Speaker,
     UtteranceSpoken,
 )
-from calls.routing import Busy, Refusal
+from calls.routing import Refusal
 from calls.rules import Rule
 from calls.state import IllegalTransition, Signal, State, advance
 from media.audio import CHUNK_S
@@ -49,7 +49,8 @@ from media.moves import Moves
 from media.talk import Talk
 from media.tape import Keeps, Tape
 from media.taps import Taps
-from media.worker_hold import Leases, WorkerHold, happens
+from media.waiting import Waiting
+from media.worker_hold import Leases, WorkerHold
 from media.worker_link import WorkerLink, WorkerLost
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,6 @@ DRAIN_S = 2.0  # at an end from our side: for the agent's last words to be heard
 LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
 LAST_WORDS_S = 1.0  # for the worker's last word at any end
 LAST_RENEWAL_S = 5.0  # for one that runs when the call ends
-QUEUE_PAUSE_S = 0.25  # between two looks for a slot, where a caller waits for one
 MEASURED_EVERY_S = 10.0  # between two events that tell what is measured
 CANT_MOVE = ("lease_lost", "protocol")  # another bridge has the call, or we are at fault
 ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
@@ -152,13 +152,13 @@ class Session:
 
     # what the transport calls
 
-    async def prepare(self, wait_s: float = 0.0, waits: Callable[[], Awaitable[None]] | None = None) -> bool:
+    async def prepare(self, waiting: Waiting | None = None) -> bool:
         """Get a slot and its worker; False when the call has ended meanwhile. A Refusal ends it too. Where all slots
-        are taken, a caller may wait `wait_s` for one: `waits` is then called once."""
+        are taken, it may be `waiting` for one."""
         if self._events.full:
             self.refuse(Overloaded("too many events wait to be saved"))
             raise Overloaded("too many events wait to be saved")
-        self._preparing = asyncio.create_task(self._get_worker(wait_s, waits))
+        self._preparing = asyncio.create_task(self._get_worker(waiting))
         gone = asyncio.create_task(self._over.wait())
         try:
             await asyncio.wait((self._preparing, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -241,20 +241,11 @@ class Session:
 
     # getting ready
 
-    async def _get_worker(self, wait_s: float, waits: Callable[[], Awaitable[None]] | None) -> None:
-        deadline = self._loop.time() + wait_s
-        while True:
-            try:
-                await self._worker.get()
-                break
-            except Busy:
-                if self._loop.time() >= deadline:
-                    raise
-            if waits is not None:
-                await waits()
-                waits = None
-            if await happens(self._over, QUEUE_PAUSE_S):
-                return
+    async def _get_worker(self, waiting: Waiting | None) -> None:
+        if waiting is None:
+            await self._worker.get()
+        else:
+            await waiting.until_had(self.call, self.model, self._worker.get, self._over)
         link, lease = self._worker.link, self._worker.lease
         if link is None or lease is None or self.state is State.ENDED:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import uuid
@@ -20,15 +19,16 @@ from calls.agents import DEFAULT_AGENT, Agent
 from calls.destinations import Address, BadAddress
 from calls.dialling import Answer, Dial, DialInbox
 from calls.events import CallEnded, CallReceived, EndReason
-from calls.limits import CallLimits
+from calls.queueing import Queue
 from calls.routing import Refusal
 from calls.settings import Settings
-from calls.telephony import CODECS, Telephony
+from calls.telephony import CODECS, Telephony, Trunk
 from media.bridge import CallBridge, Carried, ShuttingDown
 from sip.accounts import LocalAccount, account_config
 from sip.addresses import address_of, call_id, host_of, request_uri, user_of
 from sip.call import Manner, SipCall
 from sip.configured import Configured
+from sip.counting import Counting
 from sip.endpoint import Endpoint, EndpointSettings
 from sip.leg import Leg
 from sip.outbound import OutboundCall
@@ -53,8 +53,8 @@ class Bridge(CallBridge):
         self._trunks = Trunks(self.endpoint, settings.sip_host, settings.rtp_port, self.name, self._incoming)
         self._configured = Configured(redis, secret, self.name, self._trunks, self._take_over)
         self._dials = DialInbox(redis, self.name)
-        self._limits = CallLimits(redis)
-        self._counted: dict[str, set[str]] = {}  # by call, the kinds in which it counts
+        self._queue = Queue(redis)
+        self._counting = Counting(redis, settings.expiry_s)
         self._dialled: list[float] = []  # when we made calls within the last minute, by the loop's clock
 
     @property
@@ -74,7 +74,8 @@ class Bridge(CallBridge):
         ready(self.endpoint.port)
         log.info("SIP on %s:%d, UDP and TCP, %d calls at a time", self._settings.sip_host, self.endpoint.port,
                  self.endpoint.capacity)
-        beside = [asyncio.create_task(work) for work in (self._configured.run(), self._take_dials(), self._count())]
+        beside = [asyncio.create_task(work)
+                  for work in (self._configured.run(), self._take_dials(), self._counting.run())]
         await self.run_until_stopped()
         for task in beside:
             task.cancel()
@@ -128,11 +129,12 @@ class Bridge(CallBridge):
         leg = Leg(account, prm.callId, self._loop, self.forget)
         message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress).rpartition(":")[0]
         caller = address_of(str(leg.getInfo().remoteUri))
+        telephony = self._telephony
         refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else screening.screened(
-            self._telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC))
+            telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC))
         if refusal is None:
             leg.ring()
-        self._loop.call_soon_threadsafe(self._take, leg, message, caller, refusal)
+        self._loop.call_soon_threadsafe(self._take, leg, message, caller, telephony.trunk_from(source), refusal)
 
     def _rejected(self, prm: pj.OnRejectedIncomingCallParam) -> None:
         """The library has turned a call away on its own, having no room for it."""
@@ -141,49 +143,37 @@ class Bridge(CallBridge):
 
     # on the loop
 
-    def _take(self, leg: Leg, message: str, caller: str, refusal: Refusal | None) -> None:
+    def _take(self, leg: Leg, message: str, caller: str, trunk: Trunk | None, refusal: Refusal | None) -> None:
         """A new call: all that it needs, and a task that runs it."""
         self._legs.add(leg)
-        callee = request_uri(message)
-        agent = self._configuration.now.called(user_of(callee))
+        callee, inbound = request_uri(message), self._telephony.inbound
+        agent = self._agent_for(user_of(callee), caller, trunk)
         session = self.new_session(self._received(message, caller, callee, agent), agent)
-        inbound = self._telephony.inbound
-        limits = functools.partial(self._within_limits, session.call, user_of(callee), caller)
-        manner = Manner(inbound.answer, inbound.ring_s if inbound.answer != "at_once" else 0.0, inbound.queue_s,
-                        inbound.sound, "application/sdp" in message.lower(), limits)
+        limits = functools.partial(self._within_limits, session.call, user_of(callee), caller, trunk)
+        manner = Manner(inbound, self._queue, limits, offered="application/sdp" in message.lower())
         call = SipCall(leg, session, self.endpoint, self._settings.retry_after_s, self, manner)
-        log.info("call %s from %s to %s", session.call, caller, callee)
+        log.info("call %s from %s to %s%s", session.call, caller, callee, f" over {trunk.name}" if trunk else "")
         self.carry(call, call.serve(refusal))
 
-    async def _within_limits(self, call: str, number: str, caller: str) -> Refusal | None:
-        """Count the call by number and by caller; why it is one too many."""
+    def _agent_for(self, called: str, caller: str, trunk: Trunk | None) -> Agent:
+        """Who answers: by the telephony document's routes, else by the number that is called."""
+        name = self._telephony.agent_for(called, user_of(caller), host_of(caller), trunk)
+        return self._configuration.now.by_name.get(name or "") or self._configuration.now.called(called)
+
+    async def _within_limits(self, call: str, number: str, caller: str, trunk: Trunk | None) -> Refusal | None:
+        """Count the call by number, by caller and by trunk; why it is one too many."""
         inbound = self._telephony.inbound
-        for kind, most in ((f"to {number}", inbound.calls_per_number), (f"from {caller}", inbound.calls_per_caller)):
-            if most is not None and not await self._counts(kind, call, most):
+        kinds = [(f"to {number}", inbound.calls_per_number),
+                 (f"from {user_of(caller)}@{host_of(caller)}", inbound.calls_per_caller)]
+        kinds += [(f"over trunk {trunk.name}", trunk.calls)] if trunk else []
+        for kind, most in kinds:
+            if not await self._counting.within(kind, call, most):
                 return screening.busy(kind)
         return None
 
-    async def _counts(self, kind: str, call: str, most: int) -> bool:
-        """Whether the call is within this limit. Without Redis none is kept: no slot can be had then, either."""
-        try:
-            if not await self._limits.take(kind, call, most):
-                return False
-        except (RedisError, OSError):
-            return True
-        self._counted.setdefault(call, set()).add(kind)
-        return True
-
-    async def _count(self) -> None:
-        """Calls that go on go on counting."""
-        while True:
-            await asyncio.sleep(self._settings.expiry_s)
-            with contextlib.suppress(RedisError, OSError):
-                await self._limits.renew((kind, call) for call, kinds in self._counted.items() for kind in kinds)
-
     def _done(self, call: Carried) -> None:
         super()._done(call)
-        for kind in self._counted.pop(call.session.call, ()):
-            self._in_background(self._limits.leave(kind, call.session.call))
+        self._in_background(self._counting.leave(call.session.call))
 
     async def _take_over(self, telephony: Telephony) -> None:
         """Another version of the telephony document."""
@@ -219,8 +209,12 @@ class Bridge(CallBridge):
         self._dialled = [at for at in self._dialled if at > now - 60]
         if len(self._dialled) >= outbound.per_minute:
             return Answer(dial.call, "limited", f"{outbound.per_minute} calls a minute are made at most")
-        if not await self._counts(OUTBOUND, dial.call, outbound.calls):
+        if not await self._counting.within(OUTBOUND, dial.call, outbound.calls):
             return Answer(dial.call, "limited", f"{outbound.calls} calls are made at a time at most")
+        trunk = self._telephony.trunk_to(address.host)
+        if trunk is not None and not await self._counting.within(f"over trunk {trunk.name}", dial.call, trunk.calls):
+            await self._counting.leave(dial.call)
+            return Answer(dial.call, "limited", f"trunk {trunk.name} takes {trunk.calls} calls at a time at most")
         self._dialled.append(now)
         leg, caller_id = self._leg_to(address, dial.caller_id)
         received = CallReceived("sip", "outbound", address_of(caller_id), str(address), "", self.name, agent.name)

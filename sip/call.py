@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import pjsua2 as pj
 
 from calls.causes import q850
 from calls.controls import Control
 from calls.events import EndReason
+from calls.queueing import Queue
 from calls.routing import Refusal
+from calls.telephony import Inbound
 from media.line import OnLine
 from media.session import Overloaded, Session
+from media.waiting import Waiting
 from media.worker_hold import happens
 from sip.endpoint import Endpoint
 from sip.leg import OK, Leg
@@ -34,19 +36,33 @@ log = logging.getLogger(__name__)
 MEDIA_TIMEOUT_S = 10.0  # from our 200 to media, which waits for the ACK when the caller made no offer
 BYE_TIMEOUT_S = 3.0  # for the other side to confirm our BYE
 HOLD_TIMEOUT_S = 10.0  # for the other side to agree to a hold, or to its end
+REMIND_S = 50.0
 REQUEST_TERMINATED = 487
+
+
+async def _unlimited() -> Refusal | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Manner:
     """How a call that comes in is taken. `limits` says why it is one too many, at a time, or counts it."""
 
-    answer: Literal["at_once", "ring", "early_media"] = "at_once"
-    ring_s: float = 0.0
-    queue_s: float = 0.0
-    sound: str = ""
+    inbound: Inbound = field(default_factory=Inbound)
+    queue: Queue | None = None
+    limits: Callable[[], Awaitable[Refusal | None]] = _unlimited
     offered: bool = True  # the INVITE brought an offer: sound may flow before the answer
-    limits: Callable[[], Awaitable[Refusal | None]] | None = None
+
+    def waiting(self, begins: Callable[[int], Awaitable[None]]) -> Waiting | None:
+        """For a slot, where all are taken; None where callers don't wait."""
+        if self.queue is None or not self.inbound.queue_s:
+            return None
+        return Waiting(self.queue, self.inbound.queue_s, self.inbound.queue_most, begins)
+
+    @property
+    def ring_s(self) -> float:
+        """At least so long before the answer."""
+        return self.inbound.ring_s if self.inbound.answer != "at_once" else 0.0
 
 
 class SipCall:
@@ -96,21 +112,24 @@ class SipCall:
 
     async def _serve(self) -> int | None:
         """The call's life; returns its final status."""
-        session, leg = self.session, self.leg
-        ringing_until = asyncio.get_running_loop().time() + self._manner.ring_s
+        session, leg, manner = self.session, self.leg, self._manner
+        ringing_until = asyncio.get_running_loop().time() + manner.ring_s
+        reminding = asyncio.create_task(self._remind())
         try:
-            if self._manner.limits is not None and (refusal := await self._manner.limits()) is not None:
+            if (refusal := await manner.limits()) is not None:
                 return await self._turn_away(refusal)
-            if self._manner.answer == "early_media" and self._manner.ring_s:
+            if manner.inbound.answer == "early_media" and manner.ring_s:
                 await self._sound_early()
-            if not await session.prepare(self._manner.queue_s, self._queued):
+            if not await session.prepare(manner.waiting(self._queued)):
                 if not leg.gone.is_set():  # it was us who ended it while it rang
                     return await self._turn_away(Overloaded("the call was ended while it rang"))
                 return leg.status or REQUEST_TERMINATED
+            if (left_s := ringing_until - asyncio.get_running_loop().time()) > 0 and await happens(leg.gone, left_s):
+                return leg.status or REQUEST_TERMINATED
         except Refusal as refusal:
             return await self._turn_away(refusal)
-        if (left_s := ringing_until - asyncio.get_running_loop().time()) > 0 and await happens(leg.gone, left_s):
-            return leg.status or REQUEST_TERMINATED
+        finally:
+            reminding.cancel()
         self._patch().ports.detach()
         await self._endpoint.command(leg.pick_up)
         if not await self._media():
@@ -127,14 +146,20 @@ class SipCall:
         """The waiting sound before the answer, at nobody's cost."""
         if not self._manner.offered or self.leg.patch is not None:
             return
-        sound: WaitingSound = await waiting_sound(self._manner.sound)
+        sound: WaitingSound = await waiting_sound(self._manner.inbound.sound)
         self._patch().ports.attach(sound)
         await self._endpoint.command(self.leg.early)
 
-    async def _queued(self) -> None:
+    async def _queued(self, before: int) -> None:
         """All slots are taken: the caller waits."""
-        self.session.line.note("queued", "local", f"{self._manner.queue_s:g}")
+        self.session.line.note("queued", "local", f"{before} before it, at most {self._manner.inbound.queue_s:g} s")
         await self._sound_early()
+
+    async def _remind(self) -> None:
+        """That it still rings, or sounds, as proxies give up after some minutes (RFC 3261, 13.3.1.1)."""
+        while True:
+            await asyncio.sleep(REMIND_S)
+            await self._endpoint.command(self.leg.early if self.leg.patch is not None else self.leg.ring)
 
     async def _talk(self) -> int:
         """Answered: sound flows until one side ends it."""

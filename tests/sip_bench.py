@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from calls.connect import open_redis
 from calls.events import CallAnswered, CallEnded, CallReceived, Envelope, decode
 from calls.live import PARTITIONS, stream_key
 from calls.routing import Heartbeat, RoutingUnavailable, WorkerRegistry
+from calls.telephony import TELEPHONY, Telephony, telephony_of
 
+SECRET = "s" * 32
 MODEL = "models/parrot"  # of the default agent; known as its last part
 _RUN = "from calls.settings import load_settings; from sip.pool import run; run(load_settings())"
 
@@ -118,6 +121,14 @@ class Bridge:
     def logged(self, text: str, times: int = 1) -> bool:
         return self.log.read_text().count(text) >= times
 
+    def configure(self, around: Surroundings, **document: object) -> None:
+        """Have it take over another telephony document."""
+        key = "tandem:{telephony}:document"
+        number = json.loads(around.redis.get(key) or '{"version": 0}')["version"] + 1
+        sealed = telephony_of(document).sealed(SECRET.encode(), Telephony())
+        around.redis.set(key, json.dumps({"version": number, "document": TELEPHONY.dump_python(sealed, mode="json")}))
+        wait_for(lambda: self.logged(f"telephony version {number}:"))
+
     def stop(self) -> int:
         self.process.terminate()
         return self.process.wait(30)
@@ -131,7 +142,7 @@ def running(redis_url: str, folder: Path, **settings: object) -> Iterator[Bridge
     port = free_port()
     folder.mkdir(exist_ok=True)
     log = folder / "bridge.log"
-    given = {"redis_url": redis_url, "secret": "s" * 32, "sip_port": port, "model": MODEL, "data_dir": folder,
+    given = {"redis_url": redis_url, "secret": SECRET, "sip_port": port, "model": MODEL, "data_dir": folder,
              "drain_s": 0.2, "lease_s": 3.0, "move_within_s": 1.0, "rtp_port": 20000 + port % 10000 // 2 * 2,
              **settings}
     environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in given.items()}}
