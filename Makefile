@@ -18,9 +18,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 serve: setup
 	@$(BIN)/tandem serve
 
-# Real peers of the tests: SIP phones, a browser, a TURN server, speech synthesisers, a sound editor; Helm.
+# Real peers of the tests: SIP phones, a SIP carrier and what stands at the edge, a browser, a TURN server, speech
+# synthesisers, a sound editor; Helm.
 test-peers: $(VENV)/.peers
-	@deploy/debian-packages.sh baresip sip-tester chromium coturn sox espeak-ng libflite1 festival festvox-kdlpc16k \
+	@deploy/debian-packages.sh baresip sip-tester kamailio kamailio-tls-modules rtpengine-daemon tshark chromium \
+		coturn sox espeak-ng libflite1 festival festvox-kdlpc16k \
 		festvox-us-slt-hts
 
 $(VENV)/.peers: tests/requirements.txt $(VENV)/.installed

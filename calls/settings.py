@@ -82,11 +82,40 @@ class Settings(BaseSettings):
     # SIP
     sip_host: str = Field("127.0.0.1", description="address of SIP and RTP: loopback, or one private address")
     sip_port: Port = Field(5060, description="SIP port, UDP and TCP")
-    rtp_port: Port = Field(20000, description="first RTP port of the range")
+    sip_processes: int = Field(1, ge=1, le=256, description="SIP processes of one `tandem sip`, each on a port of its "
+                               "own from sip_port on; more than one take the edge before them")
+    rtp_port: Port = Field(20000, description="first RTP port of the first SIP process")
+    rtp_ports: int = Field(400, ge=8, le=40000, description="RTP ports of each SIP process")
     sip_tls_ca: str = Field("/etc/ssl/certs/ca-certificates.crt", description="file with the certificates by which "
                             "those of trunks that are reached by TLS must be signed")
     sip_recycle_calls: int = Field(2000, ge=1, description="calls after which a SIP process is replaced")
     retry_after_s: int = Field(10, ge=1, le=3600, description="Retry-After of a call that is turned away")
+
+    # the edge: Kamailio and rtpengine before the SIP processes (docs/edge.md)
+    edge_host: str | None = Field(None, description="address on which the edge takes calls, a public one as well; "
+                                  "none: there is no edge")
+    edge_public_host: str | None = Field(None, description="address that it tells others as its own; none: edge_host")
+    edge_domain: str | None = Field(None, description="name of our users' addresses (`ann@sip.example.org`) and realm "
+                                    "of their passwords; none: the edge's address")
+    edge_port: Port = Field(5060, description="its SIP port, UDP and TCP")
+    edge_tls_port: Port = Field(5061, description="its SIP port for TLS")
+    edge_tls_cert: Path | None = Field(None, description="file of its certificate and those between it and the root; "
+                                       "none: no TLS")
+    edge_tls_key: Path | None = Field(None, description="file of the certificate's key")
+    edge_inner: str = Field("127.0.0.1:5070", description="its inner side, where SIP processes send what goes out: "
+                            "a loopback or private address, and a port")
+    edge_control_port: Port = Field(2223, description="on the inner side's address, by which Kamailio tells rtpengine")
+    edge_processes: str | None = Field(None, description="`host:port` of the SIP processes behind it, with commas; "
+                                       "none: those of this machine's `tandem sip`")
+    edge_calls: int = Field(4, ge=1, le=1000, description="calls that it gives a SIP process at a time")
+    edge_rtp_ports: str = Field("40000-49999", description="first and last port of its RTP, on both sides")
+    edge_srtp: Literal["off", "optional", "required"] = Field("optional", description="what our users may or must "
+                                                              "bring: encrypted RTP (SRTP)")
+    edge_guests: bool = Field(False, description="whether callers who are neither a trunk nor one of our users are "
+                              "let through")
+    edge_requests_per_s: int = Field(30, ge=1, le=10000, description="that one address may send, on average of two "
+                                     "seconds, before it is banned; trunks may send twenty times as many")
+    edge_ban_s: int = Field(300, ge=1, le=86400, description="how long an address stays banned")
 
     # the web role
     web_host: str = Field("127.0.0.1", description="address of the web role")

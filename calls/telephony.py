@@ -55,6 +55,11 @@ class Trunk:
     expires_s: Annotated[int, Field(ge=60, le=86400)] = 300
     retry_s: Annotated[int, Field(ge=1, le=3600)] = 30
     calls: Most | None = None  # at a time, both ways together
+    public_address: Annotated[str, Field(pattern=r"^(\d{1,3}(\.\d{1,3}){3})?$")] = ""  # ours, as the trunk sees us
+    learn_address: bool = True  # where none is given, by what the registrar says of us (RFC 3581)
+    keep_alive_s: Annotated[int, Field(ge=0, le=3600)] = 15  # UDP, so that a NAT on the way keeps us; 0: none
+    session_timer: Literal["off", "optional", "required"] = "optional"  # RFC 4028
+    session_expires_s: Annotated[int, Field(ge=90, le=86400)] = 1800
     enabled: bool = True
 
     @model_validator(mode="after")

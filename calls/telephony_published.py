@@ -22,6 +22,8 @@ from calls.telephony import TELEPHONY, BadTelephony, Telephony, telephony_of
 
 KEY = "tandem:{telephony}:document"
 STATES = "tandem:{telephony}:states"
+SIGN_IN = "tandem:{telephony}:signs in"
+SIGN_IN_S = 5.0  # for which a SIP process is the one that signs in at trunks, unless it says so again
 STATE_KEPT_S = 15.0  # of a process that tells nothing any more
 
 
@@ -96,3 +98,19 @@ async def states(redis: Redis, now: float) -> tuple[TrunkState, ...]:
         raise RoutingUnavailable(f"Redis: {error}") from error
     return tuple(sorted((state for state in told if state.at > now - STATE_KEPT_S),
                         key=lambda state: (state.trunk, state.bridge)))
+
+
+async def hold_sign_in(redis: Redis, bridge: str) -> bool:
+    """Whether it is this SIP process that signs in at the trunks for all. Raises RedisError and OSError."""
+    if await redis.set(SIGN_IN, bridge, nx=True, px=round(1000 * SIGN_IN_S)):
+        return True
+    if as_text(await redis.get(SIGN_IN) or b"") != bridge:
+        return False
+    return bool(await redis.pexpire(SIGN_IN, round(1000 * SIGN_IN_S)))
+
+
+async def leave_sign_in(redis: Redis, bridge: str) -> None:
+    """Let another SIP process sign in, and forget how this one's trunks do. Raises RedisError and OSError."""
+    if as_text(await redis.get(SIGN_IN) or b"") == bridge:
+        await redis.delete(SIGN_IN)
+    await redis.hdel(STATES, bridge)

@@ -1,18 +1,27 @@
-"""The one local account that takes calls to any user on our address."""
+"""Accounts of the library: the one that takes calls to any user on our address, and what trunks' are made from."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pjsua2 as pj
 
 log = logging.getLogger(__name__)
 
-RTP_PORTS = 400  # how many from the first one on
-
-
 Incoming = Callable[[pj.Account, pj.OnIncomingCallParam], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a SIP process is: its address, its RTP ports (0: any), and the edge's inner side, `host:port`, where
+    there is an edge."""
+
+    host: str
+    rtp_port: int = 0
+    rtp_ports: int = 0
+    edge: str = ""
 
 
 class LocalAccount(pj.Account):  # type: ignore[misc]
@@ -29,13 +38,12 @@ class LocalAccount(pj.Account):  # type: ignore[misc]
             log.exception("an incoming call failed")
 
 
-def account_config(host: str, rtp_port: int, user: str) -> pj.AccountConfig:
-    """An account on the endpoint's address that needs no registration; its RTP stays on the same address, from
-    `rtp_port` on (0: anywhere)."""
+def account_config(place: Place, user: str) -> pj.AccountConfig:
+    """An account on the endpoint's address that needs no registration; its RTP stays on the same address."""
     config = pj.AccountConfig()
-    config.idUri = f"sip:{user}@{host}"
+    config.idUri = f"sip:{user}@{place.host}"
     transport = config.mediaConfig.transportConfig
-    transport.boundAddress = transport.publicAddress = host
-    transport.port = rtp_port
-    transport.portRange = RTP_PORTS if rtp_port else 0
+    transport.boundAddress = transport.publicAddress = place.host
+    transport.port = place.rtp_port
+    transport.portRange = place.rtp_ports if place.rtp_port else 0
     return config

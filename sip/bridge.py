@@ -24,7 +24,7 @@ from calls.routing import Refusal
 from calls.settings import Settings
 from calls.telephony import CODECS, Telephony, Trunk
 from media.bridge import CallBridge, Carried, ShuttingDown
-from sip.accounts import LocalAccount, account_config
+from sip.accounts import LocalAccount, Place, account_config
 from sip.addresses import address_of, call_id, host_of, request_uri, user_of
 from sip.call import Manner, SipCall
 from sip.configured import Configured
@@ -49,8 +49,10 @@ class Bridge(CallBridge):
         super().__init__(settings, redis, secret)
         self.endpoint = Endpoint(EndpointSettings(settings.sip_host, settings.sip_port, tls_ca=settings.sip_tls_ca))
         self._account: LocalAccount
+        self._place = Place(settings.sip_host, settings.rtp_port, settings.rtp_ports,
+                            settings.edge_inner if settings.edge_host else "")
         self._legs: set[Leg] = set()  # all that the library still knows
-        self._trunks = Trunks(self.endpoint, settings.sip_host, settings.rtp_port, self.name, self._incoming)
+        self._trunks = Trunks(self.endpoint, self._place, self.name, self._incoming)
         self._configured = Configured(redis, secret, self.name, self._trunks, self._take_over)
         self._dials = DialInbox(redis, self.name)
         self._queue = Queue(redis)
@@ -80,6 +82,7 @@ class Bridge(CallBridge):
         for task in beside:
             task.cancel()
         await asyncio.wait(beside, timeout=1.0)
+        await self._configured.leave()
         await self.endpoint.stop()
 
     def is_due(self) -> bool:
@@ -123,7 +126,7 @@ class Bridge(CallBridge):
 
     def _open_account(self) -> None:
         self._account = LocalAccount(self._incoming)
-        self._account.create(account_config(self._settings.sip_host, self._settings.rtp_port, DEFAULT_AGENT))
+        self._account.create(account_config(self._place, DEFAULT_AGENT))
 
     def _incoming(self, account: pj.Account, prm: pj.OnIncomingCallParam) -> None:
         leg = Leg(account, prm.callId, self._loop, self.forget)

@@ -1,9 +1,10 @@
-"""The telephony document as this SIP process has it: looked for in Redis every other second, taken over while calls
+"""The telephony document as this SIP process has it: looked for in Redis every second, taken over while calls
 run, and told of in return: how its trunks do."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -13,7 +14,7 @@ from redis.exceptions import RedisError
 
 from calls.sealing import BadSeal
 from calls.telephony import Telephony
-from calls.telephony_published import read, tell_states
+from calls.telephony_published import hold_sign_in, leave_sign_in, read, tell_states
 from sip.trunks import Trunks
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,18 @@ class Configured:
         while True:
             await asyncio.sleep(LOOK_S)
             await self.look()
+            await self._choose_who_signs_in()
             await self._trunks.sign_in_again()
+
+    async def leave(self) -> None:
+        """This process ends: another may sign in."""
+        with contextlib.suppress(RedisError, OSError):
+            await leave_sign_in(self._redis, self._bridge)
+
+    async def _choose_who_signs_in(self) -> None:
+        """One SIP process for all; without Redis whoever it was."""
+        with contextlib.suppress(RedisError, OSError):
+            self._trunks.signs_in = await hold_sign_in(self._redis, self._bridge)
 
     async def look(self) -> None:
         """Once. Without Redis, and for a document that can't be read, all stays as it is."""

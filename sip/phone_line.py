@@ -19,7 +19,7 @@ from typing import Any
 import pjsua2 as pj
 
 from media.audio import CHUNK_S, SILENT_CHUNK, chunks
-from sip.accounts import account_config
+from sip.accounts import Place, account_config
 from sip.addresses import EndpointError
 from sip.endpoint import Endpoint, EndpointSettings
 from sip.phone import HANG_UP_TIMEOUT_S, LineOrder
@@ -143,7 +143,7 @@ async def call(order: LineOrder, interrupted: asyncio.Event) -> dict[str, Any]:
 def dial(host: str, user: str, uri: str, loop: asyncio.AbstractEventLoop, ports: PortPair) -> Line:
     """Call the URI as `user`, from our address `host`; by Endpoint.command. Raises NoCall."""
     account = pj.Account()
-    account.create(account_config(host, 0, user))
+    account.create(account_config(Place(host), user))
     line = Line(account, loop, ports)
     line.account = account  # lives as long as its call
     try:

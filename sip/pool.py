@@ -26,10 +26,10 @@ from sip.addresses import EndpointError, check_host
 
 log = logging.getLogger(__name__)
 
-PROCESSES = 1  # on one port; more of them take the edge's dispatcher
 START_TIMEOUT_S = 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a crashed process starts again
 STEADY_S = 60.0  # a process that ran so long starts again with the first pause
+LAST_PORT = 65535
 LONGER_THAN_DRAIN_S = 12.0  # what a process needs past `drain_s` to end in order
 
 Configure = Callable[[], None]
@@ -45,7 +45,19 @@ def run(settings: Settings, configure: Configure | None = None) -> None:
         if getattr(settings, name) is None:
             raise SettingsError(f"{PREFIX}{name.upper()}: the SIP role needs it")
     check_host(settings.sip_host)
+    for each in processes(settings):
+        if each.sip_port > LAST_PORT or each.rtp_port + each.rtp_ports > LAST_PORT:
+            raise SettingsError(f"{PREFIX}SIP_PROCESSES: the ports of {settings.sip_processes} processes go past "
+                                f"{LAST_PORT} (sip_port, rtp_port, rtp_ports)")
     asyncio.run(_run(settings, configure or partial(logging.basicConfig, level=settings.log_level.upper())))
+
+
+def processes(settings: Settings) -> tuple[Settings, ...]:
+    """Each process's own: the ports that follow those of the one before it."""
+    return tuple(settings.model_copy(update={
+        "sip_port": settings.sip_port and settings.sip_port + number,
+        "rtp_port": settings.rtp_port and settings.rtp_port + number * settings.rtp_ports,
+    }) for number in range(settings.sip_processes))
 
 
 @dataclass(eq=False)
@@ -78,7 +90,7 @@ async def _run(settings: Settings, configure: Configure) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.told)
     try:
-        await asyncio.gather(*(_keep(settings, configure, stop) for _ in range(PROCESSES)))
+        await asyncio.gather(*(_keep(each, configure, stop) for each in processes(settings)))
     finally:  # one couldn't start: the others end too
         stop.told()
         await asyncio.gather(*(child.ended.wait() for child in stop.children))
