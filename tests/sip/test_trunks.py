@@ -21,7 +21,7 @@ from telephone_answerer import answering
 from calls.connect import open_redis
 from calls.dialling import Dial, Dials
 from calls.events import CallAnswered, CallEnded, EndReason
-from calls.telephony import telephony_of
+from calls.telephony import Telephony, telephony_of
 from calls.telephony_published import TrunkState, Version, publish, states
 from sip.phone import PhoneError, phone
 
@@ -44,7 +44,7 @@ class Published:
 
         async def tell() -> None:
             async with open_redis(self._redis_url) as redis:
-                await publish(redis, Version(Published.number, None, "", telephony.sealed(SECRET)))
+                await publish(redis, Version(Published.number, None, "", telephony.sealed(SECRET, Telephony())))
 
         asyncio.run(tell())
         wait_for(lambda: self._bridge.logged(f"telephony version {Published.number}:"))
@@ -215,7 +215,7 @@ def test_calls_from_a_trunks_addresses_are_taken_without_signing_in_and_stranger
     published(trunks=[by_address], inbound={"trunks_only": True})
     assert published.until("pbx", "fixed").next_s is None
     assert asyncio.run(phone(bridge.uri("by-address"), seconds=0.3)).status == 200
-    published(trunks=[{**by_address, "sources": ["192.0.2.0/24"]}], inbound={"trunks_only": True})
+    published(trunks=[{**by_address, "host": "192.0.2.9", "sources": ["192.0.2.0/24"]}], inbound={"trunks_only": True})
     with pytest.raises(PhoneError, match="403 Forbidden"):
         asyncio.run(phone(bridge.uri("stranger")))
     ended = around.end_of("stranger")
