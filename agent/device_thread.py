@@ -92,6 +92,7 @@ class DeviceThread:
         self._behind_us = int(BEHIND * period_us)
         self._changed = threading.Condition()  # guards all of the above
         self._stopping = False
+        self._step_began_us: int | None = None
         self._thread = threading.Thread(target=self._run, name=f"device-{engine.info.name}", daemon=True)
 
     def start(self) -> None:
@@ -109,6 +110,12 @@ class DeviceThread:
     def used(self) -> int:
         with self._changed:
             return len(self._seats)
+
+    @property
+    def in_step_s(self) -> float:
+        """For how long the step that runs has run by now; 0 between two."""
+        began_us = self._step_began_us
+        return 0.0 if began_us is None else (now_us() - began_us) / 1e6
 
     def join(self, sampling: SamplingSettings, deliver: Callable[[Stepped], None],
              monologue: Monologue | None = None) -> Seat | None:
@@ -177,7 +184,7 @@ class DeviceThread:
 
     def _step(self, due: list[_Due]) -> None:
         """One step of the seats that are due, each told what its monologue wants."""
-        began_us = now_us()
+        began_us = self._step_began_us = now_us()
         for one in due:
             one.take()
         # What callers say never costs the agent a frame: where one waits too long, this step isn't transcribed.
@@ -185,7 +192,7 @@ class DeviceThread:
         outputs = self.engine.step(_inputs(self.engine, due), transcribe=not behind)
         for one, text in zip(due, outputs.text, strict=True):
             one.took(int(text))
-        ended_us = now_us()
+        ended_us, self._step_began_us = now_us(), None
         self.load.stepped(ended_us, ended_us - began_us)
         _deliver(due, outputs, began_us, ended_us - began_us)
 

@@ -20,6 +20,7 @@ from agent.moshi.layers import to_device
 from agent.moshi.sampling import tier_of
 from agent.moshi.stages import Stages, bucket_of
 from agent.moshi.transcribe import Transcribed, Transcriber, check_same_codes
+from agent.snapshot import Snapshot
 from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Past, Sampling, StepInputs, StepOutputs, TextMode
 
 __all__ = [
@@ -107,6 +108,21 @@ class MoshiEngine:
             self._transcriber.rebuild(slot, said, caller[:self._transcriber.codebooks, written])
             for codes in missed_codes:
                 self._transcriber.step([slot], [False], codes[None])
+
+    def save(self, slot: int) -> Snapshot:
+        """All there is of a slot, which isn't stepped meanwhile. Waits for the device."""
+        return Snapshot.of(self._state_rows(), slot, self._info.name, self.device.type)
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Go on in a slot, which isn't stepped meanwhile, where another one was: bit for bit. Raises ValueError for the
+        snapshot of another model or another kind of device; then nothing has changed."""
+        snapshot.put(self._state_rows(), slot, self._info.name, self.device.type)
+
+    def _state_rows(self) -> dict[str, Tensor]:
+        rows = self.stages.state_rows()
+        if self._transcriber is not None:
+            rows |= {f"transcriber.{name}": tensor for name, tensor in self._transcriber.state_rows().items()}
+        return rows
 
     def _on_device(self, array: Ints | Floats, dtype: type) -> Tensor:
         return to_device(torch.from_numpy(np.ascontiguousarray(array, dtype)), self.device)

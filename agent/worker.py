@@ -41,10 +41,13 @@ Speaker = Literal["agent", "caller"]
 
 OPEN_TIMEOUT_S = 5.0  # from the connection to its first message
 HISTORY_S = 5.0  # for all of a moved call's history to come
+KEPT_WINDOWS = 2  # of a moved call's steps: one that the model sees, one that what it saw then was made with
 MOST_HEARD = 512  # frames of the caller's that come with it
 ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge's slot is free after twice that
 FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
 ASKED_AGAIN_S = 30.0  # after which a call that an overloaded worker asked to go may be asked once more
+STILL_AT_IT_S = 0.3  # between two signs of life to a bridge whose call is being rebuilt
+STUCK_S = 10.0  # a step that takes so long won't end
 MORE_CONNECTIONS = 64  # than slots: those that shake hands or are turned away
 HEALTH_PATH = "/healthz"
 MESSAGES_TO_BRIDGE = 64  # about 20 frames; a bridge that takes them slower than they come is cut off
@@ -161,9 +164,12 @@ class Worker:
             await asyncio.sleep(self._settings.heartbeat_s)
 
     def _judge_load(self) -> None:
-        """A device that doesn't keep up takes no new calls; where that isn't enough, one of its calls shall go."""
+        """A device that doesn't keep up takes no new calls; where that isn't enough, one of its calls shall go. One
+        that stands still ends the worker."""
         now = time.monotonic()
         for name, device in self._devices.items():
+            if device.in_step_s > STUCK_S:
+                self._engine_failed(RuntimeError(f"a step of {name} has run for {device.in_step_s:.0f} s"))
             overload, share = self._overload[name], device.load.share(now_us())
             was_full, verdict = overload.full, overload.judge(share, now)
             if overload.full != was_full:
@@ -319,8 +325,11 @@ class Worker:
             past, call.last_k = await _past(call)
         began = time.monotonic()
         if len(past.text):
+            rebuilding = asyncio.create_task(asyncio.to_thread(call.device.engine.rebuild, seat.slot, past))
+            while not (await asyncio.wait({rebuilding}, timeout=STILL_AT_IT_S))[0]:
+                self._post(call, wire.encode(wire.Ping(0)))
             try:
-                await asyncio.to_thread(call.device.engine.rebuild, seat.slot, past)
+                rebuilding.result()
             except ValueError as error:
                 raise wire.WireError(str(error)) from None
             seat.fresh = False
@@ -432,7 +441,7 @@ async def _past(call: _Call) -> tuple[Past, int]:
         known = [[-1 if code is None else code for code in row] for row in rows]
         return np.array(known, np.int64).reshape(-1, codebooks).T
 
-    steps = history.steps
+    steps = history.steps[-KEPT_WINDOWS * info.context:]
     return Past(
         text=np.array([step.text for step in steps], np.int64),
         agent_codes=codes([step.agent_codes for step in steps], info.generated_codebooks),

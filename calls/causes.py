@@ -26,7 +26,7 @@ _BY_REASON = {
     EndReason.OPERATOR_HUNG_UP: NORMAL, EndReason.TRANSFERRED: NORMAL, EndReason.BUSY: BUSY,
     EndReason.NO_ANSWER: NO_ANSWER, EndReason.REJECTED: REJECTED, EndReason.NO_WORKER: TEMPORARY,
     EndReason.OVERLOADED: CONGESTION, EndReason.WORKER_LOST: TEMPORARY, EndReason.MEDIA_LOST: TEMPORARY,
-    EndReason.SHUTDOWN: TEMPORARY,
+    EndReason.SHUTDOWN: TEMPORARY, EndReason.BRIDGE_LOST: TEMPORARY,
 }
 _WORDS = {
     EndReason.CALLER_HUNG_UP: "The other side hung up",
@@ -37,6 +37,7 @@ _WORDS = {
     EndReason.NO_WORKER: "No worker could take the call",
     EndReason.OVERLOADED: "This bridge took no calls",
     EndReason.WORKER_LOST: "The call lost its worker and found no other",
+    EndReason.BRIDGE_LOST: "The process that carried the call died",
     EndReason.MEDIA_LOST: "No sound came from the other side any more",
     EndReason.SHUTDOWN: "This process ended",
     EndReason.TRANSFERRED: "The caller was handed on",

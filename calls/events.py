@@ -25,6 +25,7 @@ class EndReason(StrEnum):
     NO_WORKER = "no_worker"  # no worker offers the model, or Redis can't be reached (503)
     OVERLOADED = "overloaded"  # this bridge takes no new calls (503)
     WORKER_LOST = "worker_lost"
+    BRIDGE_LOST = "bridge_lost"  # the process that carried it died, or wasn't heard of any more
     MEDIA_LOST = "media_lost"
     SHUTDOWN = "shutdown"
     TRANSFERRED = "transferred"  # the caller was handed on, and talks on without us

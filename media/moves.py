@@ -1,8 +1,9 @@
 """How a call gets to another worker, and what it brings along: its steps, the caller's last sound, its controls.
 
     lost:   a worker is gone. Another one rebuilds the call from what the caller has heard; until then there is a pause.
-    left:   a worker wants to be rid of the call, and has it as long as it takes. Another one rebuilds it meanwhile and
-            follows, doing in each frame what the first one did; when it has caught up, the next frame is its own.
+    left:   a worker wants to be rid of the call (it drains, it doesn't keep up), or Redis was away and has given the
+            slot away. It has the call as long as it takes. Another one rebuilds it meanwhile and follows, doing in each
+            frame what the first one did; when it has caught up, the next frame is its own.
 
         frames ──▶ worker ──steps──▶ playout        frames ──held──┐          frames ──▶ other ──▶ playout
                       └──Follow──▶ other                     worker ──last step──▶ other
@@ -33,6 +34,7 @@ WARM_UP_FRAMES = 50  # of the caller's sound, after which Mimi's codes are the s
 FRAMES_KEPT = WARM_UP_FRAMES + 150  # and of what is said while a call moves
 FOLLOW_WITHIN_S = 10.0  # for another worker to rebuild the call and to catch up; FRAMES_KEPT reach further
 HELD_S = 0.4  # for which frames are held back at most, for the last steps of the worker that is left
+LEASE_LOST = "lease_lost"  # why a call leaves whose slot Redis has given away
 LEAVE_PAUSE_S = (0.2, 2.0)  # first and longest between two tries to find another worker
 
 
@@ -117,20 +119,24 @@ class Moves:
     # a worker that is left
 
     def leave(self, link: WorkerLink, why: str, token_log: TokenLog) -> None:
-        """The worker of `link` wants to be rid of the call: looks for another one from now on, until the call is there
-        or over, or until the first one is lost."""
+        """The worker of `link` wants to be rid of the call, or its slot is somebody else's now: looks for another one
+        from now on, until the call is there or over, or until the first one is lost."""
         if self._leaving is None or self._leaving.done():
             self._leaving = asyncio.create_task(self._leave(link, why, token_log))
 
     async def _leave(self, link: WorkerLink, why: str, token_log: TokenLog) -> None:
         pause_s = LEAVE_PAUSE_S[0]
-        log.info("call %s: its worker wants to be rid of it: %s", self._call, why)
+        log.info("call %s shall leave its worker: %s", self._call, why)
         while self._worker.link is link and not self._over.is_set():
             self._lessons = deque()
             steps = token_log.all_steps()
             try:
                 other = await self._worker.other(self._brought(token_log, steps, missed=False))
-                if other is not None and await self._follow(link, other, why, len(steps)):
+                if other is link:
+                    if why == LEASE_LOST:
+                        log.info("call %s has its slot again", self._call)
+                        return
+                elif other is not None and await self._follow(link, other, why, len(steps)):
                     return
             except Refusal as refusal:
                 log.info("call %s: no other worker yet: %s", self._call, refusal)

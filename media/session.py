@@ -45,7 +45,7 @@ from media.call_controls import CallControls, Reply
 from media.crossing import Crossing
 from media.latency import Latency
 from media.line import Line, LineWork
-from media.moves import Moves
+from media.moves import LEASE_LOST, Moves
 from media.talk import Talk
 from media.tape import Keeps, Tape
 from media.taps import Taps
@@ -60,7 +60,7 @@ LAST_FRAMES_S = 0.4  # of it: for the frames that are still with the worker
 LAST_WORDS_S = 1.0  # for the worker's last word at any end
 LAST_RENEWAL_S = 5.0  # for one that runs when the call ends
 MEASURED_EVERY_S = 10.0  # between two events that tell what is measured
-CANT_MOVE = ("lease_lost", "protocol")  # another bridge has the call, or we are at fault
+CANT_MOVE = (LEASE_LOST, "protocol")  # another bridge has the call, or we are at fault
 ON_THEIR_WAY = 3  # frames that the worker may owe us at the end without anything being wrong
 
 Side = Literal["local", "remote"]
@@ -84,7 +84,7 @@ class Events(Protocol):
 class SessionSettings:
     lease_s: float
     data_dir: Path  # the token log goes into its folder `calls`
-    kept_steps: int = 3000  # of the token log: the length of the longest context
+    kept_steps: int = 6000  # of the token log: the longest context, and as many before it (agent/worker.py)
     records: bool = False  # from the answer on
     move_within_s: float = 15.0  # for another worker, where one is lost
     rules: tuple[Rule, ...] = ()  # what the agent does without an operator
@@ -253,7 +253,7 @@ class Session:
         self._fence = lease.fence
         self._talk = Talk(link.ready, self._settings.kept_steps, self._latency)
         self._listener = self._spawn(self._listen())
-        self._renewing = self._spawn(self._worker.keep(lambda why: self.end(EndReason.FAILED, why)))
+        self._renewing = self._spawn(self._worker.keep(self._lease_lost))
         self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
 
     # while it talks
@@ -275,6 +275,10 @@ class Session:
             if not self.taps.talker:  # who decides meanwhile what is done
                 self.line.advance(crossing.ticks * CHUNK_S, turns.quiet_s, caller_spoke=turns.caller_spoke)
             self._say_measured()
+
+    def _lease_lost(self) -> None:
+        if self._worker.link is not None and self._talk is not None:
+            self._moves.leave(self._worker.link, LEASE_LOST, self._talk.token_log)
 
     async def _send_control(self, control: wire.Control) -> bool:
         link = self._worker.link

@@ -1,7 +1,7 @@
 """The steps that a call's caller heard: in memory while it lasts, one file at its end.
 
 A file is a line of JSON (the header) and then rows of one length, `wire.StepLayout`'s, in the order of k.
-Rows are kept up to the length of the model's context; older ones are forgotten, as the model forgets them.
+Rows are kept as long as a model that is rebuilt from them can make use of them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from calls import wire
@@ -36,14 +36,6 @@ class Leases(Protocol):
     def token(self, lease: Lease) -> str: ...
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A lease, and until when it is valid by the loop's clock."""
-
-    lease: Lease
-    until: float
-
-
 class WorkerHold:
     """One call's. `over` is set when the call has ended: then nothing is tried any more."""
 
@@ -59,13 +51,14 @@ class WorkerHold:
         self._call, self._model, self._leases, self._over = call, model, leases, over
         self._lease_s, self._move_within_s = lease_s, move_within_s
         self._loop = asyncio.get_running_loop()
-        self._kept: _Kept | None = None
+        self._kept: Lease | None = None
+        self._lease_of_link: Lease | None = None  # by which the worker took the call, or the newest at that worker
         self._opening: asyncio.Task[WorkerLink] | None = None
         self._dropped = 0  # by links that are gone
 
     @property
     def lease(self) -> Lease | None:
-        return self._kept.lease if self._kept is not None else None
+        return self._kept
 
     @property
     def frames_dropped(self) -> int:
@@ -125,9 +118,14 @@ class WorkerHold:
         return False
 
     async def other(self, brought: Moved) -> WorkerLink | None:
-        """A link to another worker, which is handed what the call brings along while the one that has it goes on; None
-        where it couldn't be had. Raises a Refusal. It is for the caller to close, or to `take_over`."""
+        """A link to another worker, which is handed what the call brings along while the one that has it goes on; the
+        call's own where its worker is the one to have it, None where no link could be had. Raises a Refusal. Another
+        one is for the caller to close, or to `take_over`."""
+        before = self._lease_of_link
         lease = await self._acquire()
+        if before is not None and (lease.worker, lease.epoch) == (before.worker, before.epoch):
+            self._lease_of_link = lease
+            return self.link
         try:
             link = await self._open(lease, brought)
         except WorkerLost as lost:
@@ -146,38 +144,37 @@ class WorkerHold:
         if before is not None:
             self._dropped += before.frames_dropped
         assert self._kept is not None
-        self._now_at(self._kept.lease, link)
+        self._now_at(self._kept, link)
         return before
 
     def _now_at(self, lease: Lease, link: WorkerLink) -> None:
-        self.link, self.worker = link, lease.worker
+        self.link, self.worker, self._lease_of_link = link, lease.worker, lease
 
-    async def keep(self, lost: Callable[[str], None]) -> None:
-        """Renew the lease at a third of its length, until the call is over. Redis may be away as long as the lease is
-        valid; then `lost` is told why there is none any more."""
+    async def keep(self, lost: Callable[[], None]) -> None:
+        """Renew the lease at a third of its length, until the call is over. While Redis is away the call goes on
+        without a lease: its worker, which has the last word, gives the slot to nobody else. `lost` is told when Redis,
+        back again, has given the slot away."""
         pause_s, failing = self._lease_s / 3, False
         while not await happens(self._over, pause_s):  # not ended by cancelling, which redis-py may swallow
             pause_s = self._lease_s / 3
             if self.moving or self._kept is None:
                 continue
-            kept, asked_at = self._kept, self._loop.time()
+            kept = self._kept
             try:
-                lease = await self._leases.renew(kept.lease)
+                lease = await self._leases.renew(kept)
             except LeaseLost as why:
                 if self._kept is kept and not self.moving:
-                    lost(f"lease lost: {why}")
-                    return
+                    log.warning("call %s: %s", self._call, why)
+                    self._kept = None
+                    lost()
             except RoutingUnavailable as away:
                 if not failing:
                     log.warning("call %s: the lease can't be renewed now: %s", self._call, away)
                 pause_s, failing = RETRY_RENEWAL_S, True
-                if self._kept is kept and self._loop.time() >= kept.until:
-                    lost(f"lease ran out: {away}")
-                    return
             else:
                 failing = False
                 if self._kept is kept:
-                    self._kept = _Kept(lease, asked_at + self._lease_s)
+                    self._kept = lease
 
     def give_up(self) -> None:
         """Nobody waits any more for a worker that is being connected."""
@@ -187,14 +184,13 @@ class WorkerHold:
     async def release(self) -> None:
         """The call is over, or its worker has it without a lease until it has another one."""
         if self._kept is not None:
-            lease, self._kept = self._kept.lease, None
+            lease, self._kept = self._kept, None
             with contextlib.suppress(RoutingUnavailable):  # then it runs out
                 await self._leases.release(lease)
 
     async def _acquire(self) -> Lease:
-        asked_at = self._loop.time()
         lease = await self._leases.acquire(self._call, self._model, fence_above=self.fence)
-        self._kept, self.fence = _Kept(lease, asked_at + self._lease_s), lease.fence
+        self._kept, self.fence = lease, lease.fence
         return lease
 
     async def _open(self, lease: Lease, moved: Moved | None) -> WorkerLink:

@@ -15,8 +15,8 @@ from calls import wire
 from media.audio import FRAME_BYTES, FRAME_SAMPLES, SAMPLE_RATE
 
 OPEN_TIMEOUT_S = 3.0  # from the first packet to ready
-PING_EVERY_S = 1.0
-SILENT_AFTER_S = 3.0  # a worker that says nothing for so long is lost
+PING_EVERY_S = 0.25
+SILENT_AFTER_S = 1.25  # a worker that says nothing for so long is lost
 CLOSE_TIMEOUT_S = 1.0  # for the worker's last messages and its close
 WRITE_BUFFER_BYTES = 2 * FRAME_BYTES  # what the socket may hold back before a frame waits in the link
 
@@ -178,7 +178,10 @@ class WorkerLink:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(ConnectionClosed):
             for nonce in itertools.count():
+                slept_at = loop.time()
                 await asyncio.sleep(PING_EVERY_S)
+                if loop.time() - slept_at > 2 * PING_EVERY_S:  # it was us who stood still: what it said lies here
+                    self._heard_from_at = loop.time()
                 if loop.time() - self._heard_from_at > SILENT_AFTER_S:
                     self._lost = WorkerLost("silent", f"the worker said nothing for {SILENT_AFTER_S:g} s")
                     self._connection.transport.abort()

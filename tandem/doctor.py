@@ -253,6 +253,7 @@ _ENDS: dict[EndReason, tuple[Verdict, str]] = {
     EndReason.NO_WORKER: ("bad", "no worker offered the model, or Redis was away: see `tandem doctor`"),
     EndReason.OVERLOADED: ("bad", "events couldn't be saved fast enough: look at the persister and Postgres"),
     EndReason.WORKER_LOST: ("bad", "its worker was lost and there was no other: look at the worker's log"),
+    EndReason.BRIDGE_LOST: ("bad", "the process that carried it died or stood still: look at its log"),
     EndReason.MEDIA_LOST: ("bad", "nothing came from the other side any more: its network, or a firewall"),
     EndReason.SHUTDOWN: ("doubtful", "its bridge was ended while it ran: drain longer (TANDEM_DRAIN_S)"),
     EndReason.NO_ANSWER: ("doubtful", "nobody took the call in time: is ring_s long enough?"),

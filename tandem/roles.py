@@ -19,6 +19,8 @@ from redis.asyncio import Redis
 from calls import persist
 from calls.connect import open_redis
 from calls.live import EventWriter
+from calls.orphans import end_orphans
+from calls.reports import Reports
 from calls.settings import PREFIX, Settings, SettingsError, split
 from calls.store import Store
 from media.recordings import Keeper, Storage, StorageError, keep_orphans
@@ -124,9 +126,10 @@ def persister(settings: Settings) -> None:
     async def run() -> None:
         stop = asyncio.Event()
         _on_signal(stop.set)
-        async with asyncio.TaskGroup() as both:
-            both.create_task(persist.run(settings, stop))
-            both.create_task(_keep_orphans(settings, stop))
+        async with asyncio.TaskGroup() as all_of_it:
+            all_of_it.create_task(persist.run(settings, stop))
+            all_of_it.create_task(_keep_orphans(settings, stop))
+            all_of_it.create_task(_end_orphans(settings, stop))
 
     redis_url(settings), database_url(settings)
     _check_storage(settings)
@@ -145,6 +148,20 @@ async def _keep_orphans(settings: Settings, stop: asyncio.Event) -> None:
         await events.drain(LAST_EVENTS_S)
         sending.cancel()
         await asyncio.wait((sending,), timeout=LAST_EVENTS_S)
+
+
+async def _end_orphans(settings: Settings, stop: asyncio.Event) -> None:
+    """The calls of bridges that died."""
+    store = Store(database_url(settings))
+    async with _redis(settings) as redis:
+        events = EventWriter(redis, f"{socket.gethostname()}-persist-{secrets.token_hex(4)}-ends",
+                             kept_events=settings.kept_events)
+        sending = asyncio.create_task(events.run())
+        await end_orphans(redis, Reports(store), events, stop, silent_s=2 * settings.expiry_s)
+        await events.drain(LAST_EVENTS_S)
+        sending.cancel()
+        await asyncio.wait((sending,), timeout=LAST_EVENTS_S)
+    await store.close()
 
 
 def _check_storage(settings: Settings) -> None:

@@ -173,6 +173,7 @@ class FakeLeases:
     fence: int = 0
     models: list[str] = field(default_factory=list)  # asked for
     held: dict[str, Lease] = field(default_factory=dict)
+    known: list[str] = field(default_factory=list)  # workers, by their addresses
     renewed: int = 0
     avoided: list[int] = field(default_factory=list)  # the fences of leases whose worker couldn't be reached
 
@@ -185,7 +186,10 @@ class FakeLeases:
             raise NoWorker(f"no worker offers {model}")
         self.fence = max(self.fence, fence_above) + 1
         url = self.first_url if self.first_url and len(self.models) == 1 else self.url
-        self.held[call] = Lease(call, model, "worker-1", "epoch-1", url, self.fence, 0.0)
+        if url not in self.known:
+            self.known.append(url)
+        worker = f"worker-{1 + self.known.index(url)}"
+        self.held[call] = Lease(call, model, worker, "epoch-1", url, self.fence, 0.0)
         return self.held[call]
 
     async def renew(self, lease: Lease) -> Lease:

@@ -95,6 +95,9 @@ class Transcriber:
         generated = self._generator.step(codes[:, :self.codebooks], self._controls[rows.size], self._state, rows)
         return Transcribed(generated.text, generated.pauses[..., PAUSE_CLASS])
 
+    def state_rows(self) -> dict[str, Tensor]:
+        """Everything there is of a slot, as rows of these tensors' first dimension; the last row is scratch."""
+        return self._state.rows() | {"position": torch.from_numpy(self._clock.positions)}
 
     @torch.inference_mode()
     def rebuild(self, slot: int, text: Tensor, codes: Tensor) -> None:

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from agent.engine import EchoEngine, MoshiEngine, Sampling, StepInputs, StepOutputs, TextMode, measure_threads
 from agent.moshi.checkpoint import CheckpointError, Model, load_model
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
+from agent.moshi.generate import Generator
+from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
 from agent.moshi.stages import bucket_of
+from agent.snapshot import Snapshot
 from agent.step import Past
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -266,22 +269,38 @@ def test_state_is_slot_major_and_nothing_grows(engines):
     assert psutil.Process().memory_info().rss - resident < 8e6
 
 
-def test_a_slots_rows_are_all_there_is_of_it(engines):
-    engine = engines["lm"]
+def test_a_slot_that_is_saved_and_restored_goes_on_bit_for_bit_in_another_engine(
+        nano: tuple[Model, Model], tmp_path: Path) -> None:
+    agent, stt = nano
+    here, there = MoshiEngine(agent, 2, stt), MoshiEngine(agent, 3, stt)
     rng = np.random.default_rng(5)
-    one_call(engine, 30)
-    frames = [sound(rng, 1) for _ in range(4)]
+    for k in range(40):
+        here.step(drawn_inputs(here, rng, [0, 1], [k == 0] * 2))
+        there.step(drawn_inputs(there, rng, [2], [k == 0]))
+    here.save(1).write(tmp_path / "slot")
+    there.restore(2, Snapshot.read(tmp_path / "slot"))
+    for _ in range(10):
+        inputs = drawn_inputs(here, rng, [1], [False])
+        stayed = here.step(inputs)
+        assert row_of(there.step(replace(inputs, slots=np.array([2]))), 0) == row_of(stayed, 0)
 
-    def go_on(slot: int) -> list[dict[str, bytes]]:
-        return [row_of(engine.step(StepInputs.free([slot], [False], frame, engine.info, engine.default_sampling(1))), 0)
-                for frame in frames]
 
-    rows = engine.stages.state_rows()
-    snapshot = {name: tensor[0].clone() for name, tensor in rows.items()}
-    stayed = go_on(0)
-    for name, row in snapshot.items():
-        rows[name][5] = row
-    assert go_on(5) == stayed
+def test_a_snapshot_of_something_else_is_refused_and_changes_nothing(
+        engines: dict[str, MoshiEngine], tmp_path: Path) -> None:
+    engine = engines["lm"]
+    one_call(engine, 10)
+    kept = engine.save(0)
+    for other, why in ((engines["wide"].save(0), "snapshot: of wide on cpu, not of lm on cpu"),
+                       (replace(kept, device="cuda"), "of lm on cuda, not"),
+                       (replace(kept, rows={"generator.tokens": kept.rows["generator.tokens"]}), "is None, not"),
+                       (replace(kept, rows={**kept.rows, "generator.tokens": torch.zeros(1)}), "generator.tokens is")):
+        with pytest.raises(ValueError, match=why):
+            engine.restore(0, other)
+    after = engine.save(0)
+    assert all(torch.equal(after.rows[name], row) for name, row in kept.rows.items())
+    (tmp_path / "other").write_text("something else")
+    with pytest.raises(ValueError, match="other: no snapshot"):
+        Snapshot.read(tmp_path / "other")
 
 
 def bad(engine: MoshiEngine, **changes) -> StepInputs:
@@ -447,9 +466,22 @@ def test_what_was_missed_on_the_way_is_heard_by_an_agent_that_was_silent(nano: t
             assert np.array_equal(getattr(stayed, what), getattr(moved, what)), what
 
 
+def _text_logits(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Fills with what each step that follows predicts for its text [text card]."""
+    seen: list[torch.Tensor] = []
+    take = Generator._take_text
+
+    def watched(self: Generator, x: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(linear(x, self.model.text_linear.weight)[0].float())
+        return take(self, x, *rest)
+
+    monkeypatch.setattr(Generator, "_take_text", watched)
+    return seen
+
+
 @pytest.mark.parametrize("name", ["lm", "wide"])
-def test_a_call_that_has_outlived_the_window_is_rebuilt_with_nearly_the_same_mind(models: dict[str, Model], name: str,
-                                                                                  ) -> None:
+def test_a_call_that_has_outlived_the_window_is_rebuilt_with_nearly_the_same_mind(
+        models: dict[str, Model], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = models[name]
     context = model.lm.config.temporal.context
     assert context is not None
@@ -457,13 +489,17 @@ def test_a_call_that_has_outlived_the_window_is_rebuilt_with_nearly_the_same_min
     inputs = [_greedy(engine, pcm, 0, fresh=k == 0) for k, pcm in enumerate(sound(rng, 4 * context))]
     outputs = [engine.step(each) for each in inputs]
     engine.rebuild(1, _past(inputs[-3 * context:], outputs[-3 * context:], heard=3 * context))
-    same = []
+    logits = _text_logits(monkeypatch)
+    same, apart = [], []
     for pcm in sound(rng, 40):
         stayed = engine.step(_greedy(engine, pcm, 0, fresh=False))
         after = _greedy(engine, pcm, 1, fresh=False)  # the same steps, so that one other token doesn't make others
         after.forced_text[:], after.forced_audio[:] = stayed.text, stayed.agent_codes
         same.append(bool(stayed.sampled_text[0] == engine.step(after).sampled_text[0]))
+        ours, theirs = logits[-2:]
+        apart.append(float((ours - theirs).abs().max() / ours.std()))
     assert sum(same) >= 38
+    assert max(apart) < 1e-4, "of the deviation between a step's logits"
 
 
 def test_a_history_of_another_model_is_refused_and_changes_nothing(engines: dict[str, MoshiEngine]) -> None:

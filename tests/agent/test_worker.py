@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from agent import admission
+from agent import worker as worker_module
 from agent.engine import EchoEngine, StepInputs, StepOutputs
 from agent.worker import Served, Worker
 from calls import wire
@@ -38,6 +40,22 @@ class FailingEngine(EchoEngine):
         self.steps += 1
         if self.steps == 3:
             raise RuntimeError("the device is gone")
+        return super().step(inputs)
+
+
+class StuckEngine(EchoEngine):
+    """Its second step doesn't end by itself."""
+
+    steps = 0
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots)
+        self.freed = threading.Event()
+
+    def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
+        self.steps += 1
+        if self.steps == 2:
+            self.freed.wait(20)
         return super().step(inputs)
 
 
@@ -355,3 +373,23 @@ async def test_an_engine_that_fails_ends_its_calls_and_the_worker_with_its_error
         assert await _next(connection) == wire.Close(wire.CloseReason.FAILED)
     with pytest.raises(RuntimeError, match="the device is gone"):
         await asyncio.wait_for(running, 5)
+
+
+async def test_a_step_that_doesnt_end_ends_the_worker_so_that_its_calls_go_elsewhere(
+        redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "STUCK_S", 0.2)
+    engine = StuckEngine(slots=SLOTS)
+    worker = Worker(Settings(worker_port=0, heartbeat_s=0.05), {"echo": Served(engine, None)}, redis, SECRET)
+    running = asyncio.create_task(worker.run())
+    async with asyncio.timeout(5):
+        while not worker.url:
+            await asyncio.sleep(0.01)
+    async with _opened(worker) as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+        for k in range(2):
+            await connection.send(wire.encode(wire.Audio(k, _pcm(k))))
+        answers = [await _next(connection, ready.layout) for _ in range(3)]
+        assert answers[2] == wire.Close(wire.CloseReason.FAILED)
+        engine.freed.set()
+    with pytest.raises(RuntimeError, match="a step of echo has run for"):
+        await asyncio.wait_for(running, 10)

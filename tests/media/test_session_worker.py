@@ -232,22 +232,46 @@ async def test_a_lease_is_renewed_as_long_as_the_call_lasts(bench: Bench) -> Non
     assert bench.leases.renewed == renewed
 
 
-async def test_a_lost_lease_ends_the_call(bench: Bench) -> None:
+async def test_a_call_whose_slot_redis_has_given_away_goes_on_and_goes_elsewhere(bench: Bench) -> None:
     bench.lease_s = 0.06
-    bench.leases.renewal = LeaseLost("another call's now")
     session, transport = await bench.talking()
-    transport.tick()
-    async with asyncio.timeout(5):
-        await session.over()
+    await bench.frames(transport, 3)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        talking = asyncio.create_task(_talk(transport))
+        bench.leases.renewal = LeaseLost("another call's now")
+        await until(lambda: bench.leases.models[1:])
+        bench.leases.renewal = None
+        await until(lambda: len(other.said) > 5)
+        talking.cancel()
+        assert session.state is State.TALKING
+        assert sorted({*bench.worker.said, *other.said}) == list(range(max(other.said) + 1)), "without a frame lost"
+        session.hung_up()
+        await session.close(200)
+    assert [event.why for event in bench.events.of(CallMoved) if isinstance(event, CallMoved)] == ["lease_lost"]
+    assert not bench.leases.held
+
+
+async def test_a_call_that_is_given_its_own_slot_again_stays(bench: Bench) -> None:
+    bench.lease_s = 0.06
+    bench.leases.renewal = LeaseLost("forgotten")
+    session, transport = await bench.talking()
+    await until(lambda: bench.leases.models[1:])
+    bench.leases.renewal = None
+    await until(lambda: bench.leases.renewed > 2)
+    await bench.frames(transport, 3)
+    assert len(bench.worker.opens) == 1
+    assert bench.leases.held["call-1"].fence == bench.leases.fence == len(bench.leases.models)
     await session.close()
-    assert "lease lost" in bench.events.ended.detail
+    assert not bench.leases.held
+    assert not bench.events.of(CallMoved)
 
 
-async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_lease(
+async def test_a_call_outlives_an_absence_of_redis_that_is_longer_than_its_lease(
     bench: Bench, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
-    bench.lease_s = 0.6
+    bench.lease_s = 0.1
     bench.leases.renewal = RoutingUnavailable("Redis is away")
     session, transport = await bench.talking()
     await asyncio.sleep(0.3)
@@ -256,18 +280,6 @@ async def test_a_call_outlives_an_absence_of_redis_that_is_shorter_than_its_leas
     assert session.state is State.TALKING
     await bench.frames(transport, 1)
     await session.close()
-
-
-async def test_a_call_whose_lease_has_run_out_ends(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_hold, "RETRY_RENEWAL_S", 0.01)
-    bench.lease_s = 0.1
-    bench.leases.renewal = RoutingUnavailable("Redis is away")
-    session, transport = await bench.talking()
-    transport.tick()
-    async with asyncio.timeout(5):
-        await session.over()
-    await session.close()
-    assert "ran out" in bench.events.ended.detail
 
 
 async def test_a_control_goes_to_the_worker_and_into_the_calls_timeline(bench: Bench) -> None:

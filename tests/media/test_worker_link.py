@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import pytest
 from call_fakes import SILENT_FRAME, FakeWorker, until, word
@@ -144,6 +145,22 @@ async def test_pings_keep_a_worker_that_has_nothing_to_say(monkeypatch: pytest.M
         reader = asyncio.create_task(received(link, 1))
         done, _ = await asyncio.wait((reader,), timeout=1.2)
         assert not done
+        link.send_frame(0, SILENT_FRAME)
+        assert await reader == [wire.Audio(0, SILENT_FRAME)]
+        await link.close()
+
+
+async def test_a_bridge_that_stood_still_itself_doesnt_take_its_worker_for_lost(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_link, "PING_EVERY_S", 0.05)
+    monkeypatch.setattr(worker_link, "SILENT_AFTER_S", 0.3)
+    async with FakeWorker() as worker:
+        link = await WorkerLink.open(worker.url, "call-1", "token")
+        reader = asyncio.create_task(received(link, 1))
+        await asyncio.sleep(0.1)
+        time.sleep(0.6)  # noqa: ASYNC251 - as a process that is stopped
+        await asyncio.sleep(0.1)
+        assert not reader.done()
         link.send_frame(0, SILENT_FRAME)
         assert await reader == [wire.Audio(0, SILENT_FRAME)]
         await link.close()
