@@ -77,6 +77,13 @@ class Reports:
         async with self._store.transaction() as connection:
             return tuple(CallRow(*row) for row in await connection.execute(query))
 
+    async def abandoned(self, alive: Collection[str], limit: int = 200) -> tuple[CallRow, ...]:
+        """Of those, the ones that none of these bridges carries, the oldest first."""
+        query = (CALL_QUERY.where(Call.ended_at.is_(None), Call.bridge.is_not(None), Call.bridge.not_in(sorted(alive)))
+                 .order_by(Call.received_at, Call.id).limit(checked_limit(limit)))
+        async with self._store.transaction() as connection:
+            return tuple(CallRow(*row) for row in await connection.execute(query))
+
     async def latency(self, calls: int = LAST_CALLS) -> tuple[Latency, ...]:
         """Of the last calls that were answered, by transport and measure."""
         last = (select(Call.id, Call.protocol).where(Call.answered_at.is_not(None), Call.protocol.is_not(None))

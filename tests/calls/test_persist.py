@@ -4,75 +4,28 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from persisting import ENDED, RECEIVED, persisting, until, until_asked, writing
 from redis.asyncio import Redis
 
 from calls import persist
 from calls.connect import open_redis
-from calls.events import CallAnswered, CallEnded, CallReceived, EndReason, Series, Speaker, UtteranceSpoken, Word
+from calls.events import CallAnswered, Series, Speaker, UtteranceSpoken, Word
 from calls.live import PARTITIONS, EventReader, EventWriter, dead_key, partition_of, stream_key
 from calls.settings import Settings, SettingsError, load_settings
 from calls.store import DatabaseAway, Store, upgrade
 from tandem.embedded import embedded_postgres, embedded_redis
 
-RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here", "ref", "bridge 1", "agent")
-ENDED = CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 500, 0, 0, 0)
-
-
-@asynccontextmanager
-async def writing(redis: Redis, source: str = "bridge") -> AsyncIterator[EventWriter]:
-    writer = EventWriter(redis, source, kept_events=10_000, poll_s=0.01)
-    task = asyncio.create_task(writer.run())
-    try:
-        yield writer
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-
-
-@asynccontextmanager
-async def persisting(settings: Settings) -> AsyncIterator[None]:
-    stop = asyncio.Event()
-    task = asyncio.create_task(persist.run(settings, stop))
-    try:
-        yield
-    finally:
-        stop.set()
-        await task
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    async def asked() -> bool:
-        return condition()
-
-    await until_asked(asked, what)
-
-
-async def until_asked(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    try:
-        async with asyncio.timeout(45):
-            while not await condition():
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        pytest.fail(f"never: {what}")
-
 
 def said(n: int, final: bool = True) -> UtteranceSpoken:
     word = Word(f"word{n}", n, n + 1, 0.08 * n, 0.08 * (n + 2))
     return UtteranceSpoken(Speaker.AGENT, n, n + 1, (word,), final)
-
-
-@pytest.fixture
-def both(redis_url: str, database_url: str) -> Settings:
-    return load_settings(redis_url=redis_url, database_url=database_url)
 
 
 async def test_a_call_is_in_postgres_soon_after_it_happened(redis: Redis, store: Store, both: Settings) -> None:
