@@ -1,10 +1,12 @@
-"""The API for operators' programs: calls and what was said, live words, a hand on calls that run.
+"""The API for operators' programs: calls and what was said, live words, a hand on calls that run, who answers, who may.
 
-    /api/v1/calls …             read, search, export, hear
+    /api/v1/calls …             read, search, export, hear, erase; make calls (admin/api_calls.py)
     /api/v1/calls/ID/controls   speak, hold, say, … (calls.controls)
     /api/v1/calls/ID/live       WebSocket: what is said and done, as it is; takes controls, too
-    /api/v1/live                calls that run
+    /api/v1/live …              calls that run; server-sent events of all of them
     /api/v1/telephony …         trunks, whose calls we take, whom we may call
+    /api/v1/agents, /numbers    who answers (admin/api_configuration.py)
+    /api/v1/keys, /operators    who may (admin/api_people.py)
 
 Each request shows an API key; one error shape: {"error": code, "message": sentence}.
 """
@@ -13,40 +15,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import asdict
-from typing import Annotated, Any
+import functools
+from collections.abc import Sequence
+from typing import Any
 
-from fastapi import APIRouter, Depends, Query, Request, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Depends, Request, WebSocket, WebSocketDisconnect
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from starlette.routing import BaseRoute
 
-from admin import api_configuration, api_telephony
+from admin import api_calls, api_configuration, api_people, api_telephony
 from admin.access import Access
 from admin.configuring import Configuring
 from admin.errors import UNAVAILABLE
-from admin.messages import (
-    address_of,
-    as_json,
-    control_of,
-    event_message,
-    object_of,
-    read_json,
-    text_of,
-    whole_call,
-)
+from admin.live import LiveStreams
+from admin.messages import address_of, as_json, control_of, event_message, object_of, text_of, whole_call
 from admin.service import Actor, NotAllowed, Permission, Service
-from admin.sound import sound
 from admin.telephoning import Telephoning
 from calls.events import CallEnded
 from calls.follow import TooSlow, Watcher
-from calls.reports import CallFilter
 from calls.routing import RoutingUnavailable
-from calls.store import MAX_ROWS, StoreError
+from calls.store import StoreError
 
 PREFIX = "/api/v1"
-LONGEST_WAIT_S = 60.0  # for a control's result
+DESCRIPTION = "Voice agents' calls: docs/api.md. Live connections by WebSocket at /api/v1/calls/ID/live are told there."
 KEY_WITHIN_S = 5.0  # a live connection's first message, where its header has no key
 MOST_LIVE = 256  # connections of one process
 SENDING_S = 10.0  # a message that isn't taken for so long ends its connection
+_KEY = Depends(HTTPBearer(auto_error=False, scheme_name="key", description="`tandem key add`"))
 
 
 class Api:
@@ -59,58 +57,30 @@ class Api:
     def router(self, configuring: Configuring, telephoning: Telephoning) -> APIRouter:
         router, service = APIRouter(prefix=PREFIX), self._service
 
-        async def by_key(request: Request) -> Actor:
+        async def by_key(request: Request, _: Any = _KEY) -> Actor:
             return await self._access.by_header(request.headers.get("authorization"), address_of(request))
 
-        known = Depends(by_key)
-
-        @router.get("/calls")
-        async def calls(limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 50,
-                        before: Annotated[str | None, Query(max_length=64)] = None, actor: Actor = known
-                        ) -> JSONResponse:
-            """The newest calls; the next page begins `before` the last one's id."""
-            rows = [listed.call for listed in await service.calls(actor, CallFilter(), limit, before)]
-            return as_json({"calls": [asdict(row) for row in rows],
-                            "before": rows[-1].id if len(rows) == limit else None})
-
-        @router.get("/search")
-        async def search(q: Annotated[str, Query(min_length=1, max_length=500)],
-                         limit: Annotated[int, Query(ge=1, le=MAX_ROWS)] = 50, actor: Actor = known) -> JSONResponse:
-            """Utterances of both sides with these words (quotes, `or` and `-` as in web searches)."""
-            return as_json({"utterances": [asdict(match) for match in await service.search(actor, q, limit)]})
-
-        @router.get("/live")
-        async def running(actor: Actor = known) -> JSONResponse:
-            """Calls that run."""
-            return as_json({"calls": [asdict(row) for row in await service.running(actor)]})
-
-        @router.get("/calls/{call}")
-        async def call(call: str, actor: Actor = known) -> JSONResponse:
-            """A call: its row, what was said, what operators did, what was measured, where its recording is."""
-            return as_json(whole_call(await service.call(actor, call)))
-
-        @router.get("/calls/{call}/recording")
-        async def recording(call: str, request: Request, actor: Actor = known) -> Response:
-            """Its sound, the agent on the left, the caller on the right; parts of it by `Range`."""
-            return sound(request, *await service.recording(actor, call))
-
-        @router.get("/calls/{call}/transcript.{kind}")
-        async def transcript(call: str, kind: str, actor: Actor = known) -> Response:
-            """What was said, as csv, srt or vtt."""
-            return download(*await service.transcript(actor, call, kind), kind)
-
-        @router.post("/calls/{call}/controls")
-        async def control(call: str, request: Request, wait: Annotated[float, Query(ge=0, le=LONGEST_WAIT_S)] = 0.0,
-                          actor: Actor = known) -> JSONResponse:
-            """Give a control. With `wait`, seconds, the answer tells what became of it, if that is known by then."""
-            return await give(service, actor, call, request, wait)
-
+        router.include_router(api_calls.routes(service, LiveStreams(service, self._access), by_key))
         router.include_router(api_configuration.routes(configuring, by_key))
         router.include_router(api_telephony.routes(telephoning, by_key))
+        router.include_router(api_people.routes(service, by_key))
 
         @router.websocket("/calls/{call}/live")
         async def live(socket: WebSocket, call: str) -> None:
             await self._serve_live(socket, call)
+
+        return router
+
+    def document(self, routes: Sequence[BaseRoute]) -> APIRouter:
+        """Of those of an application's routes that are the API's: /api/openapi.json, for whoever has a key."""
+        router, document = APIRouter(), functools.cache(lambda: get_openapi(
+            title="Tandem", version="1", description=DESCRIPTION, routes=[
+                route for route in routes if isinstance(route, APIRoute) and route.path.startswith(PREFIX)]))
+
+        @router.get("/api/openapi.json", include_in_schema=False)
+        async def openapi(request: Request) -> JSONResponse:
+            await self._access.by_header(request.headers.get("authorization"), address_of(request))
+            return as_json(document())
 
         return router
 
@@ -192,19 +162,6 @@ async def _tell(socket: WebSocket, watcher: Watcher) -> None:
             await _send(socket, message)
         if isinstance(envelope.event, CallEnded):
             return
-
-
-async def give(service: Service, actor: Actor, call: str, request: Request, wait_s: float) -> JSONResponse:
-    """Give the control that a request brings."""
-    actor.must(Permission.ACT)
-    given = control_of(await read_json(request), call, actor.name)
-    result = await service.give(actor, given, wait_s)
-    return as_json({"id": given.id, "result": asdict(result) if result else None}, 200 if result else 202)
-
-
-def download(media_type: str, text: str, kind: str) -> Response:
-    return Response(text, media_type=media_type, headers={
-        "Content-Disposition": f'attachment; filename="call.{kind}"', "Cache-Control": "no-store"})
 
 
 async def _send(socket: WebSocket, message: Any) -> None:

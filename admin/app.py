@@ -51,7 +51,9 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
 
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
-    app.include_router(Api(service, access).router(configuring, telephoning))
+    api = Api(service, access)
+    app.include_router(api.router(configuring, telephoning))
+    app.include_router(api.document(app.routes))
     app.include_router(sign_in.router())
     app.include_router(Dashboard(service, access, sign_in, listening, settings).router())
     app.include_router(WebCalls(settings, redis, secret, configuration).router())

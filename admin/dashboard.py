@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from admin.access import Access
-from admin.api import download, give
+from admin.api_calls import download, give
 from admin.listening import Listening
 from admin.live import LiveStreams
 from admin.messages import Form, as_json, parsed, read_json
@@ -123,7 +123,7 @@ class Dashboard:
         query = {name: value for name, value in (
             ("q", wanted.words), ("transport", wanted.protocol), ("reason", wanted.reason),
             ("said", "1" if wanted.said else "")) if value}
-        older = urlencode(query | {"before": listed[-1].call.id}) if len(listed) == ROWS else ""
+        older = urlencode(query | {"before": listed[-1].cursor}) if len(listed) == ROWS else ""
         return _page(visitor, "calls.html", "Calls", listed=listed, wanted=wanted, query=urlencode(query), older=older,
                      paged="before" in asked, protocols=PROTOCOLS, reasons=REASONS)
 

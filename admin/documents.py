@@ -28,6 +28,19 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": ERRORS[status]} for status in sorted({*ALWAYS, *statuses})}
 
 
+def binary(*media_types: str) -> dict[int | str, dict[str, Any]]:
+    """Sound, whole or in part."""
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in media_types}
+    return {200: {"description": "All of it", "content": content},
+            206: {"description": "The part that `Range` names", "content": content}}
+
+
+def streams() -> dict[int | str, dict[str, Any]]:
+    """Server-sent events."""
+    return {200: {"description": "A stream without end",
+                  "content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
 def takes(kind: Any) -> dict[str, Any]:
     """What an endpoint's JSON body is, which it reads itself: bounded, before anything else is done."""
     schema = TypeAdapter(kind).json_schema(ref_template="#/components/schemas/{model}")

@@ -7,13 +7,15 @@ from urllib.parse import quote
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
+from starlette.exceptions import HTTPException
 
 from admin.messages import as_json
 from admin.pages import is_navigation, page
 from admin.service import NotAllowed
 from calls.routing import RoutingUnavailable
-from calls.store import StoreError
+from calls.store import Refused, StoreError
 
+ROUTER = {404: ("not_found", "There is nothing here."), 405: ("bad_request", "It can't be asked so: see Allow.")}
 UNAVAILABLE = "This can't be had just now."
 
 
@@ -43,6 +45,17 @@ def answer_errors(app: FastAPI) -> None:
 
     for kind in (StoreError, RoutingUnavailable):
         app.add_exception_handler(kind, away)
+
+    @app.exception_handler(Refused)
+    async def cant_be_kept(request: Request, _: Refused) -> Response:
+        return await not_allowed(request, NotAllowed(422, "bad_request", "The request holds what can't be kept."))
+
+    @app.exception_handler(HTTPException)
+    async def by_router(request: Request, error: HTTPException) -> Response:
+        code, message = ROUTER.get(error.status_code, ("bad_request", str(error.detail)))
+        answer = await not_allowed(request, NotAllowed(error.status_code, code, message))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

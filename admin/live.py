@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +23,8 @@ from admin.sign_in import Visitor
 from calls.follow import TooSlow, Watcher
 from calls.routing import RoutingUnavailable
 from calls.store import StoreError
+
+Again = Callable[[], Awaitable[Actor | None]]
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +42,31 @@ class LiveStreams:
         self._open = 0
 
     def open(self, visitor: Visitor) -> Response:
-        """Raises NotAllowed."""
-        visitor.actor.must(Permission.SEE)
+        """Of all calls. Raises NotAllowed."""
+        return self.open_to(visitor.actor, lambda: self._access.by_session(visitor.token))
+
+    def open_to(self, actor: Actor, again: Again, call: str | None = None) -> Response:
+        """Of one call, or of all; `again` tells who it is by now. Raises NotAllowed."""
+        actor.must(Permission.SEE)
         if self._open >= MOST_STREAMS:
             raise NotAllowed(503, "unavailable", "Too many dashboards are open.", retry_after_s=30)
-        return StreamingResponse(self._run(visitor), media_type="text/event-stream", headers={
+        return StreamingResponse(self._run(actor, again, call), media_type="text/event-stream", headers={
             "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
-    async def _run(self, visitor: Visitor) -> AsyncIterator[str]:
+    async def _run(self, actor: Actor, again: Again, call: str | None) -> AsyncIterator[str]:
         self._open += 1
         try:
             yield f"retry: {RETRY_MS}\n\n"
-            async with self._service.follow(visitor.actor) as watcher:
-                yield _event(await self._snapshot(visitor.actor))
-                async for message in self._messages(visitor, watcher):
+            async with self._service.follow(actor, call) as watcher:
+                yield _event(await self._snapshot(actor, call))
+                async for message in self._messages(again, watcher):
                     yield _event(message)
         except (TooSlow, StoreError, RoutingUnavailable, NotAllowed) as ended:
             log.info("a dashboard's stream ends: %s", ended)
         finally:
             self._open -= 1
 
-    async def _messages(self, visitor: Visitor, watcher: Watcher) -> AsyncIterator[Mapping[str, Any]]:
+    async def _messages(self, again: Again, watcher: Watcher) -> AsyncIterator[Mapping[str, Any]]:
         loop = asyncio.get_running_loop()
         check_at = loop.time() + CHECK_S
         while True:
@@ -72,15 +78,17 @@ class LiveStreams:
                 yield {"call": envelope.call, **message}
             if loop.time() >= check_at:
                 check_at = loop.time() + CHECK_S
-                actor = await self._access.by_session(visitor.token)
+                actor = await again()
                 if actor is None:
                     yield {"type": "signed_out"}
                     return
                 yield {"type": "running", "calls": [row.id for row in await self._service.running(actor)]}
 
-    async def _snapshot(self, actor: Actor) -> Mapping[str, Any]:
+    async def _snapshot(self, actor: Actor, call: str | None) -> Mapping[str, Any]:
         calls = []
         for row in await self._service.running(actor):
+            if call not in (None, row.id):
+                continue
             kept = whole_call(await self._service.call(actor, row.id))
             utterances = [{name: value for name, value in one.items() if name != "words"}
                           for one in kept["utterances"][-UTTERANCES:]]

@@ -9,6 +9,7 @@ said goes into the audit.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,14 +21,18 @@ from admin.exports import TYPES
 from calls.api_keys import ApiKeys, KeyRefused, KeyRow, Scope
 from calls.audit import Audit, Entry
 from calls.controls import Control, ControlRefused, Controls, NoSuchCall, Result
+from calls.erasing import Erasing
 from calls.events import Measure
 from calls.follow import LiveEvents, Watcher
 from calls.operators import OperatorRefused, OperatorRow, Operators, Role
+from calls.paging import BadCursor
 from calls.reports import CallFilter, Latency, Listed, Reports
 from calls.routing import Health, health
 from calls.store import CallRow, ControlRow, LineRow, Match, MoveRow, RecordingRow, Store, UtteranceRow
 from calls.web_guard import WebGuard
-from media.recordings import KeptFile, StorageError
+from media.recordings import KeptFile, StorageError, remove
+
+log = logging.getLogger(__name__)
 
 HEARD_ONCE_S = 600.0  # in which the parts of a recording that somebody hears are one entry of the audit
 
@@ -55,8 +60,13 @@ ROLES: Mapping[Role, frozenset[Permission]] = {
     Role.OPERATOR: frozenset({Permission.SEE, Permission.ACT}),
     Role.ADMIN: frozenset(Permission),
 }
-SCOPES: Mapping[Scope, Permission] = {Scope.READ: Permission.SEE, Scope.CONTROL: Permission.ACT,
-                                      Scope.ERASE: Permission.ERASE, Scope.CONFIGURE: Permission.CONFIGURE}
+SCOPES: Mapping[Scope, frozenset[Permission]] = {
+    Scope.READ: frozenset({Permission.SEE}),
+    Scope.CONTROL: frozenset({Permission.ACT}),
+    Scope.ERASE: frozenset({Permission.ERASE}),
+    Scope.CONFIGURE: frozenset({Permission.CONFIGURE}),
+    Scope.ADMIN: frozenset({Permission.KEYS, Permission.OPERATORS, Permission.AUDIT}),
+}
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,9 @@ class Actor:
         """Raises NotAllowed."""
         if self.may(permission):
             return
-        scope = next((scope for scope, meant in SCOPES.items() if meant is permission), None)
         if self.kind == "key":
-            raise NotAllowed(403, "forbidden", f"This key has no scope {scope.value}." if scope else
-                             f"Keys can't {permission.value}.")
+            scope = next(scope for scope, meant in SCOPES.items() if permission in meant)
+            raise NotAllowed(403, "forbidden", f"This key has no scope {scope.value}.")
         raise NotAllowed(403, "forbidden", f"Your role, {self.kind}, can't {permission.value}.")
 
 
@@ -91,7 +100,7 @@ def operator_actor(row: OperatorRow) -> Actor:
 
 
 def key_actor(row: KeyRow) -> Actor:
-    return Actor(row.name, "key", frozenset(SCOPES[scope] for scope in row.scopes))
+    return Actor(row.name, "key", frozenset().union(*(SCOPES[scope] for scope in row.scopes)))
 
 
 @dataclass(frozen=True)
@@ -115,6 +124,7 @@ class Service:
         self._reports = Reports(store)
         self._controls = Controls(redis)
         self._live = LiveEvents(redis)
+        self._erasing = Erasing(store)
         self._keys, self._operators, self._audit = ApiKeys(store), Operators(store), Audit(store)
         self._once = WebGuard(redis, 1)
 
@@ -125,11 +135,17 @@ class Service:
 
     async def calls(self, actor: Actor, wanted: CallFilter, limit: int, before: str | None) -> tuple[Listed, ...]:
         actor.must(Permission.SEE)
-        return await self._reports.calls(wanted, limit, before)
+        try:
+            return await self._reports.calls(wanted, limit, before)
+        except BadCursor as bad:
+            raise _bad_cursor(bad) from None
 
-    async def search(self, actor: Actor, words: str, limit: int) -> tuple[Match, ...]:
+    async def search(self, actor: Actor, words: str, limit: int, before: str | None = None) -> tuple[Match, ...]:
         actor.must(Permission.SEE)
-        return await self._store.search(words, limit)
+        try:
+            return await self._store.search(words, limit, before)
+        except BadCursor as bad:
+            raise _bad_cursor(bad) from None
 
     async def call(self, actor: Actor, id: str) -> WholeCall:
         actor.must(Permission.SEE)
@@ -197,6 +213,25 @@ class Service:
         await self._audit.note(actor.who, control.action, control.call, detail, control=control.id)
         return await self._controls.result(control, wait_s) if wait_s else None
 
+    # calls: erase
+
+    async def erase(self, actor: Actor, id: str) -> None:
+        """All that is kept of a call that is over: its rows now, its sound now or as soon as it can be reached."""
+        actor.must(Permission.ERASE)
+        await self._row(id)
+        if await self._controls.running([id]):
+            raise NotAllowed(409, "conflict", "This call is running.")
+        urls = await self._erasing.erase([id])
+        await self._audit.note(actor.who, "call erased", id)
+        for call, url in urls.items():
+            if url is not None:
+                try:
+                    await remove(url)
+                except StorageError as error:
+                    log.warning("call %s: its recording is removed later: %s", call, error)
+                else:
+                    await self._erasing.removed([call])
+
     # how it goes
 
     async def latency(self, actor: Actor) -> tuple[Latency, ...]:
@@ -217,6 +252,9 @@ class Service:
     async def make_key(self, actor: Actor, name: str, scopes: tuple[Scope, ...]) -> tuple[KeyRow, str]:
         """The key itself is told this once."""
         actor.must(Permission.KEYS)
+        beyond = [scope.value for scope in scopes if not SCOPES[scope] <= actor.permissions]
+        if actor.kind == "key" and beyond:
+            raise NotAllowed(403, "forbidden", f"This key has no scope {beyond[0]} to give.")
         try:
             row, key = await self._keys.make(name, scopes)
         except KeyRefused as refused:
@@ -258,6 +296,10 @@ class Service:
         return await self._audit.newest(limit, before)
 
 
-def _sentence(error: Exception) -> str:
+def _bad_cursor(bad: BadCursor) -> NotAllowed:
+    return NotAllowed(422, "bad_request", f"cursor: {bad}.")
+
+
+def _sentence(error: Exception | str) -> str:
     said = str(error)
     return f"{said[:1].upper()}{said[1:]}."

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from admin.messages import as_json
 from calls.store import RecordingRow
 from media.recordings import KeptFile
 
@@ -24,7 +25,8 @@ def sound(request: Request, row: RecordingRow, file: KeptFile) -> Response:
         part = part_of(request.headers.get("range", ""), file.size)
     except NoSuchPart:
         file.close()
-        return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{file.size}"})
+        return as_json({"error": "no_such_part", "message": f"The recording has {file.size} bytes."}, 416,
+                       headers | {"Content-Range": f"bytes */{file.size}"})
     start, stop = part or (0, file.size)
     headers["Content-Length"] = str(stop - start)
     if part is not None:

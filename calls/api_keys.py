@@ -27,6 +27,7 @@ class Scope(StrEnum):
     CONTROL = "calls:control"  # a hand on calls that run
     ERASE = "calls:erase"  # erasing calls, and the rules by which they are erased and redacted
     CONFIGURE = "configuration:write"  # agents, numbers, webhooks
+    ADMIN = "admin"  # who may: keys, operators; the audit
 
 
 class KeyRefused(ValueError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import desc, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 
+from calls.paging import cursor, place
 from calls.store import CALL_QUERY, CallRow, Match, Store, checked_limit
 from calls.store_writes import clean
 from calls.tables import Call, CallMeasure, Utterance
@@ -20,12 +22,20 @@ RUNNING = "running"  # in a filter: no reason of an end yet
 @dataclass(frozen=True)
 class CallFilter:
     """Which calls: those of a transport, that ended so (or `running`), in which somebody spoke, or said these words
-    (quotes, `or` and `-` as in web searches)."""
+    (quotes, `or` and `-` as in web searches), received from `since` on and before `until`; of `caller` and `callee` a
+    part is enough."""
 
     protocol: str = ""
     reason: str = ""
     said: bool = False
     words: str = ""
+    direction: str = ""
+    agent: str = ""
+    worker: str = ""
+    caller: str = ""
+    callee: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class Listed:
 
     call: CallRow
     match: Match | None
+
+    @property
+    def cursor(self) -> str:
+        """What comes after it begins here."""
+        return cursor(self.call.received_at, self.call.id)
 
 
 @dataclass(frozen=True)
@@ -57,11 +72,10 @@ class Reports:
         self._store = store
 
     async def calls(self, wanted: CallFilter, limit: int = 50, before: str | None = None) -> tuple[Listed, ...]:
-        """The newest calls first; `before`: only those that come after this call's id in that order."""
+        """The newest calls first; `before`: those that come after the call with this cursor. Raises BadCursor."""
         query = _filtered(wanted).order_by(desc(Call.received_at), desc(Call.id)).limit(checked_limit(limit))
         if before is not None:
-            last = select(Call.received_at, Call.id).where(Call.id == clean(before)).scalar_subquery()
-            query = query.where(tuple_(Call.received_at, Call.id) < last)
+            query = query.where(tuple_(Call.received_at, Call.id) < tuple_(*place(before, datetime, str)))
         async with self._store.transaction() as connection:
             rows = [CallRow(*row) for row in await connection.execute(query)]
             found: dict[str, Match] = {}
@@ -102,8 +116,17 @@ class Reports:
 
 def _filtered(wanted: CallFilter) -> Any:
     query = CALL_QUERY
-    if wanted.protocol:
-        query = query.where(Call.protocol == clean(wanted.protocol))
+    for column, value in ((Call.protocol, wanted.protocol), (Call.direction, wanted.direction),
+                          (Call.agent, wanted.agent), (Call.worker, wanted.worker)):
+        if value:
+            query = query.where(column == clean(value))
+    for column, value in ((Call.caller, wanted.caller), (Call.callee, wanted.callee)):
+        if value:
+            query = query.where(column.icontains(clean(value), autoescape=True))
+    if wanted.since is not None:
+        query = query.where(Call.received_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(Call.received_at < wanted.until)
     if wanted.reason == RUNNING:
         query = query.where(Call.ended_at.is_(None))
     elif wanted.reason:

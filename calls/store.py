@@ -25,6 +25,7 @@ from sqlalchemy import (
     desc,
     func,
     make_url,
+    or_,
     select,
     text,
     tuple_,
@@ -39,6 +40,7 @@ from calls.events import (
     Series,
     Word,
 )
+from calls.paging import cursor, place
 from calls.store_writes import advance_watermarks, clean, write_events
 from calls.tables import Call, CallControl, CallMeasure, LineEvent, Move, Recording, Utterance
 from calls.tables import Word as WordTable
@@ -184,6 +186,11 @@ class Match:
     start_s: float | None
     text: str
 
+    @property
+    def cursor(self) -> str:
+        """What comes after it begins here."""
+        return cursor(self.received_at, self.call, self.first_k, self.speaker)
+
 
 def upgrade(url: str) -> None:
     """Brings the database to the newest version; several processes may do so at once. Raises StoreError."""
@@ -223,16 +230,21 @@ class Store:
 
         `skipped` are (series, sequence) of events that were set aside; `floors` give the lowest sequence that
         a producer still holds: what is below it will never come again. Returns for every series in question
-        its watermark: the sequence up to which nothing is missing.
+        its watermark: the sequence up to which nothing is missing. What comes of a call that was erased counts as
+        written.
         """
-        arrived: dict[Series, set[int]] = {series: set() for series in floors or ()}
+        floors = floors or {}
+        arrived: dict[Series, set[int]] = {series: set() for series in floors}
         for series, sequence in [*((each.series, each.sequence) for each in envelopes), *skipped]:
             arrived.setdefault(series, set()).add(sequence)
         if not arrived:
             return {}
         async with self.transaction() as connection:
-            await write_events(connection, envelopes, {series.call for series in arrived})
-            return await advance_watermarks(connection, arrived, floors or {})
+            erased = await write_events(connection, envelopes, {series.call for series in arrived})
+            over = {series: max((*sequences, floors.get(series, 1) - 1)) for series, sequences in arrived.items()
+                    if clean(series.call) in erased}
+            left = {series: sequences for series, sequences in arrived.items() if series not in over}
+            return over | (await advance_watermarks(connection, left, floors) if left else {})
 
     async def call(self, id: str) -> CallRow | None:
         async with self.transaction() as connection:
@@ -299,13 +311,18 @@ class Store:
         async with self.transaction() as connection:
             return {row[0]: Measure(*row) for row in await connection.execute(query)}
 
-    async def search(self, text: str, limit: int = 50) -> tuple[Match, ...]:
+    async def search(self, text: str, limit: int = 50, before: str | None = None) -> tuple[Match, ...]:
         """Utterances that hold the words of `text` (quotes, `or` and `-` as in web searches), newest calls
-        first."""
+        first; `before`: those that come after the one with this cursor. Raises BadCursor."""
         query = (select(Call.id, Call.received_at, Utterance.speaker, Utterance.first_k, Utterance.start_s,
                         Utterance.text)
                  .join(Call).where(Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", clean(text))))
-                 .order_by(desc(Call.received_at), desc(Call.id), Utterance.first_k).limit(checked_limit(limit)))
+                 .order_by(desc(Call.received_at), desc(Call.id), Utterance.first_k, Utterance.speaker)
+                 .limit(checked_limit(limit)))
+        if before is not None:
+            at, call, first_k, speaker = place(before, datetime, str, int, str)
+            query = query.where(tuple_(Call.received_at, Call.id) <= tuple_(at, call), or_(
+                Call.id != call, tuple_(Utterance.first_k, Utterance.speaker) > tuple_(first_k, speaker)))
         async with self.transaction() as connection:
             return tuple(Match(*row) for row in await connection.execute(query))
 

@@ -6,7 +6,7 @@ Every function works within the transaction that it is given.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,7 @@ from calls.tables import (
     Call,
     CallControl,
     CallMeasure,
+    ErasedCall,
     EventWatermark,
     LineEvent,
     Move,
@@ -47,9 +48,13 @@ _WATERMARK_TABLE = typing.cast(Table, EventWatermark.__table__)
 _CALL_EVENTS = (CallReceived, CallLeased, CallAnswered, CallEnded)
 
 
-async def write_events(connection: AsyncConnection, envelopes: Sequence[Envelope], calls: Iterable[str]) -> None:
-    """Each event's effect, in whatever order they come; the rows of a call in one fixed order, calls first."""
+async def write_events(connection: AsyncConnection, envelopes: Sequence[Envelope], calls: Collection[str]) -> set[str]:
+    """Each event's effect, in whatever order they come; the rows of a call in one fixed order, calls first. Returns
+    those of the calls that were erased: nothing is written of them."""
     await _touch_calls(connection, envelopes, calls)
+    erased = await _drop_erased(connection, calls)
+    await _remember_sound(connection, [each for each in envelopes if clean(each.call) in erased])
+    envelopes = [each for each in envelopes if clean(each.call) not in erased]
     for kind in _CALL_EVENTS:
         await _update_calls(connection, [each for each in envelopes if isinstance(each.event, kind)])
     await _write_utterances(connection, envelopes)
@@ -58,6 +63,24 @@ async def write_events(connection: AsyncConnection, envelopes: Sequence[Envelope
     await _write_moves(connection, envelopes)
     await _write_line_events(connection, envelopes)
     await _write_recordings(connection, envelopes)
+    return erased
+
+
+async def _drop_erased(connection: AsyncConnection, calls: Collection[str]) -> set[str]:
+    """Those that were erased, whose rows go: who erases waits for a call's row, so none can come in between."""
+    query = select(ErasedCall.call_id).where(ErasedCall.call_id.in_([clean(call) for call in calls]))
+    erased = set((await connection.execute(query)).scalars())
+    if erased:
+        await connection.execute(delete(Call).where(Call.id.in_(erased)))
+    return erased
+
+
+async def _remember_sound(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
+    """Recordings that were kept after their calls were erased: they are to be removed."""
+    for call, each in _newest(envelopes, RecordingKept):
+        if isinstance(each.event, RecordingKept):
+            await connection.execute(update(ErasedCall).where(ErasedCall.call_id == call)
+                                     .values(url=clean(each.event.url)))
 
 
 async def _touch_calls(connection: AsyncConnection, envelopes: Iterable[Envelope],

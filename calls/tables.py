@@ -232,6 +232,18 @@ class Recording(Base):
                                       name="recordings_sizes"),)
 
 
+class ErasedCall(Base):
+    """A call that was erased: what still comes of it isn't kept. `url` is its recording, as long as there is one."""
+
+    __tablename__ = "erased_calls"
+
+    call_id: Mapped[str] = mapped_column(primary_key=True)
+    erased_at: Mapped[datetime]
+    url: Mapped[str | None]
+
+    __table_args__ = (Index("erased_calls_with_sound", "erased_at", postgresql_where=sql("url IS NOT NULL")),)
+
+
 class ApiKey(Base):
     """What a program shows to use the API; of its secret only a hash."""
 

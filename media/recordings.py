@@ -88,6 +88,27 @@ class Storage:
         return url
 
 
+async def remove(url: str) -> None:
+    """A recording, by the URL or path that `Storage.put` returned; none there is well. Raises StorageError."""
+    await asyncio.to_thread(_remove, url)
+
+
+def _remove(url: str) -> None:
+    _check_name(url)
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        filesystem.rm_file(path)
+    except FileNotFoundError:
+        return
+    except Exception as error:  # each kind of storage has errors of its own; it is tried again
+        raise StorageError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+def _check_name(url: str) -> None:
+    if not url.endswith(tuple(f".{codec}" for codec in _CONTAINERS)):
+        raise StorageError(f"{url}: no recording")
+
+
 class KeptFile:
     """A recording as it is kept, to be read in parts; blocking work is done in threads."""
 
@@ -101,8 +122,7 @@ class KeptFile:
 
     @classmethod
     def _open(cls, url: str) -> KeptFile:
-        if not url.endswith(tuple(f".{codec}" for codec in _CONTAINERS)):
-            raise StorageError(f"{url}: no recording")
+        _check_name(url)
         try:
             file = fsspec.open(url, "rb").open()
             return cls(file, file.seek(0, os.SEEK_END))

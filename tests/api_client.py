@@ -57,6 +57,22 @@ class Api:
         return await self.ask(path, key=key, method="DELETE")
 
     @asynccontextmanager
+    async def events(self, path: str, *, key: str) -> AsyncIterator[AsyncIterator[str]]:
+        """The data of server-sent events, as they come."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(f"GET /api/v1{path} HTTP/1.0\r\nAuthorization: Bearer {self.keys[key]}\r\n\r\n".encode())
+
+        async def data() -> AsyncIterator[str]:
+            while line := (await reader.readline()).decode():
+                if line.startswith("data: "):
+                    yield line.removeprefix("data: ")
+
+        try:
+            yield data()
+        finally:
+            writer.close()
+
+    @asynccontextmanager
     async def live(self, key: str | None = "both", call: str = "call-1") -> AsyncIterator[ClientConnection]:
         headers = {} if key is None else {"Authorization": f"Bearer {self.keys.get(key, key)}"}
         url = f"ws://127.0.0.1:{self.port}/api/v1/calls/{call}/live"

@@ -23,6 +23,7 @@ from admin.messages import BODY_BYTES
 from calls.api_keys import ApiKeys
 from calls.audit import Audit
 from calls.controls import ControlInbox, Result
+from calls.erasing import Erasing
 from calls.events import (
     CallAnswered,
     CallEnded,
@@ -74,9 +75,10 @@ async def test_calls_are_listed_page_by_page(api: Api, store: Store) -> None:
         await store.apply([Envelope(name, "bridge-1", 1, 1, AT.replace(minute=ord(name) - 96), RECEIVED)])
     first = (await api.ask("/calls?limit=2")).body
     assert [row["id"] for row in first["calls"]] == ["c", "b"]
-    rest = (await api.ask(f"/calls?limit=2&before={first['before']}")).body
+    await Erasing(store).erase(["b"])  # a page goes on although the row where it ended is gone
+    rest = (await api.ask(f"/calls?limit=2&cursor={first['next']}")).body
     assert [row["id"] for row in rest["calls"]] == ["a"]
-    assert rest["before"] is None
+    assert rest["next"] is None
 
 
 async def test_a_call_tells_what_was_said_and_done(api: Api, call: None) -> None:
@@ -258,11 +260,14 @@ async def test_a_recording_is_heard_whole_or_in_parts_and_the_audit_tells_once(
     for asked, status, part in (
             (None, 200, sound), ("bytes=0-", 206, sound), ("bytes=10-19", 206, sound[10:20]),
             ("bytes=990-5000", 206, sound[990:]), ("bytes=-5", 206, sound[-5:]), ("bytes=-5000", 206, sound),
-            ("bytes=1000-", 416, b""), ("bytes=-0", 416, b""), ("bytes=5-2", 200, sound), ("lines=1-2", 200, sound)):
+            ("bytes=1000-", 416, None), ("bytes=-0", 416, None), ("bytes=5-2", 200, sound), ("lines=1-2", 200, sound)):
         answer = await api.ask("/calls/call-1/recording", range=asked)
-        assert (answer.status, answer.body) == (status, part), asked
+        assert answer.status == status, asked
+        assert part is None or answer.body == part, asked
         assert answer.headers["accept-ranges"] == "bytes"
-        if status == 206:
+        if status == 416:
+            assert (answer.body["error"], answer.headers["content-range"]) == ("no_such_part", "bytes */1000")
+        if status == 206 and part is not None:
             first = sound.index(part[:10])
             assert answer.headers["content-range"] == f"bytes {first}-{first + len(part) - 1}/1000"
     assert (await api.ask("/calls/call-1/recording", key="controls")).status == 403

@@ -38,6 +38,7 @@ from calls.events import (
 )
 from calls.live import EventWriter
 from calls.operators import Operators, Role
+from calls.paging import cursor
 from calls.routing import BridgeRegistry, Heartbeat, WorkerRegistry
 from calls.settings import Settings
 from calls.store import Store
@@ -169,7 +170,8 @@ async def test_rubbish_is_refused_and_breaks_nothing(admin: Browser, redis: Redi
     for path in ("/admin/keys/revoke", "/admin/operators/disable"):
         assert (await admin.post(path, {"form_token": token, "id": "a\0b", "name": "a\0b"})).status == 404
     assert (await admin.get("/admin/calls/%00")).status == 404
-    assert (await admin.get("/admin/calls?q=%00&before=%00&reason=%00")).status == 200
+    assert (await admin.get("/admin/calls?q=%00&reason=%00")).status == 200
+    assert (await admin.get("/admin/calls?before=%00")).status == 422
     assert (await admin.get("/admin/audit?before=9999999999999999999999")).status == 200
     assert (await admin.get("/admin/assets/..%2Fapp.py")).status == 404
     assert (await admin.get("/admin/assets/dashboard.py")).status == 404
@@ -200,7 +202,8 @@ async def test_calls_are_found_by_filters_in_the_address(admin: Browser, call: N
                               CallEnded(EndReason.BUSY, "local", 486, "", 0, 0, 0, 0), call="call-2"))
     for query, found in (("", {1, 2}), ("?transport=webrtc", {2}), ("?reason=busy", {2}), ("?said=1", {1}),
                          ("?q=parking", {1}), ("?q=nothing", set()), ("?transport=rubbish", {1, 2}),
-                         ("?transport=sip&reason=busy", set()), ("?before=call-2", {1}), ("?before=call-1", set())):
+                         ("?transport=sip&reason=busy", set()), (f"?before={cursor(AT, 'call-2')}", {1}),
+                         (f"?before={cursor(AT, 'call-1')}", set())):
         page = (await admin.get(f"/admin/calls{query}")).text
         assert {number for number in (1, 2) if f"/admin/calls/call-{number}" in page} == found, query
         assert ("No call is like that" in page) is not found

@@ -20,7 +20,8 @@ from calls.store import Store
 NEEDS = {
     "calls": Permission.SEE, "search": Permission.SEE, "call": Permission.SEE, "running": Permission.SEE,
     "follow": Permission.SEE, "transcript": Permission.SEE, "recording": Permission.SEE, "latency": Permission.SEE,
-    "fleet": Permission.SEE, "give": Permission.ACT, "keys": Permission.KEYS, "make_key": Permission.KEYS,
+    "fleet": Permission.SEE, "give": Permission.ACT, "erase": Permission.ERASE,
+    "keys": Permission.KEYS, "make_key": Permission.KEYS,
     "revoke_key": Permission.KEYS, "operators": Permission.OPERATORS, "make_operator": Permission.OPERATORS,
     "disable_operator": Permission.OPERATORS, "audit": Permission.AUDIT,
 }
@@ -68,13 +69,23 @@ async def test_each_method_does_what_its_permission_allows_and_nothing_without(
     await service.close()
 
 
-async def test_keys_may_what_their_scopes_say_and_never_say_who_may(service: Service, store: Store) -> None:
-    for scope, permission in SCOPES.items():
+async def test_keys_may_what_their_scopes_say_and_all_scopes_say_all(service: Service, store: Store) -> None:
+    for scope, permissions in SCOPES.items():
         row, _ = await ApiKeys(store).make("dialler", (scope,))
-        assert key_actor(row).permissions == {permission}
+        assert key_actor(row).permissions == permissions
         assert key_actor(row).who == "dialler (key)"
-        with pytest.raises(NotAllowed, match=r"^Keys can't manage operators\.$"):
-            await service.operators(key_actor(row))
+        if scope is not Scope.ADMIN:
+            with pytest.raises(NotAllowed, match=r"^This key has no scope admin\.$"):
+                await service.operators(key_actor(row))
+    assert frozenset().union(*SCOPES.values()) == set(Permission)
+
+
+async def test_nobody_gives_a_key_more_than_they_may_themselves(service: Service, store: Store) -> None:
+    row, _ = await ApiKeys(store).make("makes keys", (Scope.ADMIN, Scope.READ))
+    made, _ = await service.make_key(key_actor(row), "reads", (Scope.READ,))
+    assert made.scopes == (Scope.READ,)
+    with pytest.raises(NotAllowed, match="no scope calls:erase to give"):
+        await service.make_key(key_actor(row), "erases", (Scope.READ, Scope.ERASE))
 
 
 def test_each_role_may_what_the_one_below_may_and_more() -> None:

@@ -74,11 +74,11 @@ async def test_calls_are_found_by_what_they_are_and_what_was_said(
 async def test_a_search_tells_the_first_utterance_that_has_the_words_and_goes_page_by_page(reports: Reports) -> None:
     wanted = CallFilter(words="table")
     [first] = await reports.calls(wanted, 1)
-    [second] = await reports.calls(wanted, 1, first.call.id)
+    [second] = await reports.calls(wanted, 1, first.cursor)
     assert [one.match.text for one in (first, second) if one.match] == ["one table", "a table for two"]
     assert second.match is not None
     assert second.match.start_s == pytest.approx(0.8)
-    assert await reports.calls(wanted, 1, second.call.id) == ()
+    assert await reports.calls(wanted, 1, second.cursor) == ()
 
 
 async def test_calls_whose_end_nobody_knows_are_told_apart(reports: Reports) -> None:
