@@ -32,7 +32,7 @@ from calls.reports import RUNNING, CallFilter
 from calls.settings import Settings
 
 ROWS = 50  # of a page
-PROTOCOLS = {"sip": "phone", "webrtc": "browser"}
+PROTOCOLS = {"sip": "phone", "webrtc": "browser", "chat": "Moshi client"}
 REASONS = (RUNNING, *(reason.value for reason in EndReason))
 OFFER_BYTES = 64 * 1024
 WITH_MICROPHONE = {"Permissions-Policy": "microphone=(self), camera=(), geolocation=()"}

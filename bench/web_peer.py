@@ -19,9 +19,9 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.rtp import RtpPacket
 
 from media.audio import CHUNK_S, to_pcm16
+from media.opus import Decoder, Encoder
 from media.webrtc.jitter import TICK
 from media.webrtc.sdp import OPUS_RATE
-from media.webrtc.sound import Decoder, Encoder
 
 CONNECT_S = 10.0
 

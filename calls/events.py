@@ -40,11 +40,14 @@ class Speaker(StrEnum):
     OPERATOR = "operator"
 
 
+Transport = Literal["sip", "webrtc", "chat"]  # phones, browsers, Moshi's own clients
+
+
 @dataclass(frozen=True)
 class CallReceived:
     """A call reached a bridge. `caller` and `callee` are addresses (SIP URIs), `reference` the Call-ID."""
 
-    protocol: Literal["sip", "webrtc"]
+    protocol: Transport
     direction: Literal["inbound", "outbound"]
     caller: str
     callee: str

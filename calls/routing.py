@@ -21,14 +21,14 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, ClassVar, TypeVar, cast
 
 from pydantic import Field, TypeAdapter, ValidationError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from calls.connect import as_text, script
-from calls.events import EndReason
+from calls.events import EndReason, Transport
 
 FENCE_KEPT_S = 3600  # after a call's last word with Redis; its bridge knows its fence as long as it lives
 MAX_TOKEN_BYTES = 4096
@@ -138,7 +138,7 @@ class Heartbeat:
 @dataclass(frozen=True)
 class BridgeHealth:
     bridge: str
-    protocol: Literal["sip", "webrtc"]
+    protocol: Transport
     calls: int
     capacity: int
     tap: str = ""  # where operators' WebRTC processes reach its calls
@@ -306,7 +306,7 @@ class BridgeRegistry:
         self._wait_s = wait_s
         self._presence = _Presence(redis, _BRIDGES, expiry_s)
 
-    async def beat(self, bridge: str, protocol: Literal["sip", "webrtc"], calls: int, capacity: int,
+    async def beat(self, bridge: str, protocol: Transport, calls: int, capacity: int,
                    tap: str = "") -> None:
         """Raises RoutingUnavailable."""
         sign = _BRIDGE.dump_json(BridgeHealth(bridge, protocol, calls, capacity, tap))

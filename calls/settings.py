@@ -141,6 +141,13 @@ class Settings(BaseSettings):
                                           "`static-auth-secret`), for credentials that hold for some hours")
     webrtc_relay: bool = Field(False, description="whether our side takes the TURN server's relay too")
 
+    # Moshi's own clients
+    chat_key: SecretStr | None = Field(None, description="what Moshi's own clients show to talk with agents "
+                                       "(docs/chat.md), 16 characters or more; none: there are no such chats")
+    chat_host: str = Field("127.0.0.1", min_length=1, description="address that they connect to")
+    chat_port: Port = Field(8999, description="port that they connect to; 0 picks a free one")
+    chat_calls: int = Field(10, ge=1, le=100, description="chats that the process carries")
+
     metrics_token: SecretStr | None = Field(None, description="what Prometheus shows to read /metrics of the web role, "
                                             "16 characters or more; none: there is no such page")
 
@@ -193,7 +200,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{url!r}: must be as turn:turn.example:3478?transport=udp")
         return value
 
-    @field_validator("metrics_token")
+    @field_validator("metrics_token", "chat_key")
     @classmethod
     def _not_guessed(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 16:

@@ -11,7 +11,7 @@ import secrets
 import socket
 import uuid
 from collections.abc import Coroutine
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from calls.agents import Agent
 from calls.configuration import Follower
 from calls.controls import Control, ControlInbox, Result
-from calls.events import CallReceived, EndReason
+from calls.events import CallReceived, EndReason, Transport
 from calls.live import EventWriter
 from calls.log_context import current_call
 from calls.routing import BridgeRegistry, Router, RoutingUnavailable
@@ -56,7 +56,7 @@ class Carried(Protocol):
 class CallBridge:
     """One process's calls; a transport's bridge adds how they come in, and `capacity`."""
 
-    protocol: ClassVar[Literal["sip", "webrtc"]]
+    protocol: ClassVar[Transport]
 
     def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
         self.name = f"{socket.gethostname()}-{self.protocol}-{secrets.token_hex(4)}"

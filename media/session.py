@@ -119,6 +119,7 @@ class Session:
         self._over = asyncio.Event()
         self._why: _Why | None = None
         self._ended_at: datetime | None = None
+        self.on_text: Callable[[wire.Text], None] = lambda _: None  # each token of the agent's, as the worker tells it
         self._fence = 0  # of our events: the lease's, once a worker is ready
         self._worker = WorkerHold(call, model, leases, settings.lease_s, settings.move_within_s, self._over,
                                   settings.sampling)
@@ -348,6 +349,8 @@ class Session:
                         self._crossing.push(k, pcm)
                 case wire.Outcome():
                     self._controls.came(message)
+                case wire.Text():
+                    self.on_text(message)
                 case wire.Leave(reason):
                     self._moves.leave(link, reason.name.lower(), self._talk.token_log)
             self._moves.came(message)

@@ -8,7 +8,7 @@ import logging
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pjsua2 as pj
 from redis.asyncio import Redis
@@ -18,7 +18,7 @@ from calls import screening
 from calls.agents import DEFAULT_AGENT, Agent
 from calls.destinations import Address, BadAddress
 from calls.dialling import Answer, Dial, DialInbox
-from calls.events import CallEnded, CallReceived, EndReason
+from calls.events import CallEnded, CallReceived, EndReason, Transport
 from calls.queueing import Queue
 from calls.routing import Refusal
 from calls.settings import Settings
@@ -43,7 +43,7 @@ OUTBOUND = "outbound"  # as a kind of calls whose number is limited
 class Bridge(CallBridge):
     """`run` serves calls until `stop`, or until it has served as many as one process should and is idle."""
 
-    protocol: ClassVar[Literal["sip", "webrtc"]] = "sip"
+    protocol: ClassVar[Transport] = "sip"
 
     def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
         super().__init__(settings, redis, secret)

@@ -51,6 +51,7 @@ _role("serve", "Run everything on this machine.", "tandem.serve", "serve")
 _role("worker", "Run a worker: the model, for many calls together.", "tandem.roles", "worker")
 _role("sip", "Run the SIP bridge.", "tandem.roles", "sip")
 _role("webrtc", "Run the WebRTC bridge: calls from browsers.", "tandem.roles", "webrtc")
+_role("chat", "Run the bridge for Moshi's own clients (docs/chat.md).", "tandem.roles", "chat")
 _role("web", "Run the web role.", "tandem.roles", "web")
 _role("persist", "Carry events from Redis to Postgres.", "tandem.roles", "persister")
 

@@ -109,6 +109,21 @@ async def _webrtc_process(settings: Settings) -> None:
             await bridge.run()
 
 
+def chat(settings: Settings) -> None:
+    from media.chat.bridge import ChatBridge
+
+    async def run() -> None:
+        async with _redis(settings) as redis:
+            bridge = ChatBridge(settings, redis, secret(settings).encode(), key)
+            _on_signal(bridge.stop)
+            await bridge.run()
+
+    redis_url(settings), secret(settings)
+    key = _needed(settings, "chat_key", "clients show it")
+    _check_storage(settings)
+    asyncio.run(run())
+
+
 async def _webrtc_processes(settings: Settings) -> None:
     """As many roles of one process each, side by side."""
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -181,10 +196,10 @@ def secret(settings: Settings) -> str:
     return _needed(settings, "secret")
 
 
-def _needed(settings: Settings, name: str) -> str:
+def _needed(settings: Settings, name: str, why: str = "only `tandem serve` brings its own") -> str:
     value = getattr(settings, name)
     if value is None:
-        raise SettingsError(f"{PREFIX}{name.upper()}: this role needs it (only `tandem serve` brings its own)")
+        raise SettingsError(f"{PREFIX}{name.upper()}: this role needs it ({why})")
     return str(value.get_secret_value())
 
 

@@ -72,10 +72,11 @@ async def _run(settings: Settings, redis_url: str, environment: dict[str, str]) 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
-    supervisor = Supervisor(ROLES, environment)
+    chat = ("chat",) if settings.chat_key is not None else ()
+    supervisor = Supervisor((*chat, *ROLES), environment)
     await supervisor.start()
     try:
-        ready = asyncio.create_task(_until_ready(redis_url))
+        ready = asyncio.create_task(_until_ready(redis_url, {"sip", "webrtc", *chat}))
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait((ready, stopped, supervisor.failed), return_when=asyncio.FIRST_COMPLETED)
         if supervisor.failed.done():
@@ -91,33 +92,36 @@ async def _run(settings: Settings, redis_url: str, environment: dict[str, str]) 
         await supervisor.stop(settings.drain_s + LONGER_THAN_DRAIN_S, hurry)
 
 
-async def _until_ready(redis_url: str) -> None:
+async def _until_ready(redis_url: str, ways: set[str]) -> None:
     """Returns when a call could be taken; raises UserError when it doesn't come to that."""
     try:
         async with asyncio.timeout(READY_TIMEOUT_S), open_redis(redis_url) as redis:
             while True:
                 with contextlib.suppress(RoutingUnavailable):
-                    if _complete(await health(redis)):
+                    if _complete(await health(redis), ways):
                         return
                 await asyncio.sleep(POLL_S)
     except TimeoutError:
         raise UserError(f"not ready after {READY_TIMEOUT_S:g} s; the lines above say why") from None
 
 
-def _complete(found: Health) -> bool:
-    ways = {bridge.protocol for bridge in found.bridges}
-    return ways == {"sip", "webrtc"} and any(slots for worker in found.workers for slots, _ in worker.models.values())
+def _complete(found: Health, ways: set[str]) -> bool:
+    """Whether calls can come by all these ways."""
+    there = {bridge.protocol for bridge in found.bridges}
+    return there >= ways and any(slots for worker in found.workers for slots, _ in worker.models.values())
 
 
 def welcome(settings: Settings) -> str:
     """What a user reads when all is ready."""
     sip = f"{settings.sip_host}:{settings.sip_port}" if settings.sip_port != 5060 else settings.sip_host
     here = Path.cwd() / settings.data_dir
+    chat = "" if settings.chat_key is None else (
+        f"\n  Moshi clients  http://agent:KEY@{settings.chat_host}:{settings.chat_port}   KEY is TANDEM_CHAT_KEY")
     return f"""
 [bold]Tandem is ready.[/bold]
   the agent   sip:agent@{sip}   model {settings.model_name}, {settings.slots} calls at a time
   an echo     sip:echo@{sip}    gives your own voice back
-  in a page   http://{settings.web_host}:{settings.web_port}/      talk from this machine's browser
+  in a page   http://{settings.web_host}:{settings.web_port}/      talk from this machine's browser{chat}
   operators   http://{settings.web_host}:{settings.web_port}/admin
   health      http://{settings.web_host}:{settings.web_port}/healthz
   kept in     {here}

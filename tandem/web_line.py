@@ -26,9 +26,9 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.rtp import RtpPacket
 
 from media.audio import CHUNK_BYTES, CHUNK_S, SAMPLE_RATE, SILENT_CHUNK, chunks, to_pcm16
+from media.opus import Decoder, Encoder
 from media.webrtc.jitter import TICK
 from media.webrtc.sdp import OPUS_RATE
-from media.webrtc.sound import Decoder, Encoder
 
 CONNECT_S = 15.0
 ANSWER_S = 15.0

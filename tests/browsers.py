@@ -30,6 +30,7 @@ from media.audio import SAMPLE_RATE, Samples
 
 CHROMIUM = "/usr/bin/chromium"
 TURN_SECRET = "shared by Tandem and its TURN server"
+CHAT_KEY = "shown by Moshi clients"
 SITE_SECRET = "shared by the closed site and Tandem"
 LONGEST_S = 30  # for anything that a page is waited for
 GREETING_S = 4.2  # for which the microphone listens before it asks
@@ -180,6 +181,7 @@ class Web:
     tandem: Served
     website: Website
     turn: Turn
+    chat_port: int
 
     @property
     def origin(self) -> str:

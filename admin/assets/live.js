@@ -5,7 +5,7 @@ import { Line } from './listen.js';
 const FRAME_S = 0.08;
 const LINES = 60, CHIPS = 6; // that a card keeps
 const OVER_S = 20; // for which a call that has ended stays
-const TRANSPORTS = { sip: 'phone', webrtc: 'browser' };
+const TRANSPORTS = { sip: 'phone', webrtc: 'browser', chat: 'Moshi client' };
 const ACTS = { s: 'speak', h: 'hold', m: 'mute', r: 'release', p: 'record', x: 'hang_up', l: 'listen', o: 'talk' };
 const TALKS_WITHIN_MS = 5000; // or the microphone is closed again
 const EAR = { connecting: 'Connecting …', listening: 'You hear both sides; nobody hears you.', talking: 'You talk to the caller; the agent is silent.' };

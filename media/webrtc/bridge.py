@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from calls import taps
-from calls.events import CallEnded, CallReceived, EndReason
+from calls.events import CallEnded, CallReceived, EndReason, Transport
 from calls.offers import Answer, Inbox, Request
 from calls.routing import Busy, Refusal, RoutingUnavailable
 from calls.settings import Settings
@@ -40,7 +40,7 @@ TAP_ERRORS: Mapping[str, Literal["busy", "call_over"]] = {"too_many": "busy", "n
 class WebBridge(CallBridge):
     """`run` serves calls until `stop`."""
 
-    protocol: ClassVar[Literal["sip", "webrtc"]] = "webrtc"
+    protocol: ClassVar[Transport] = "webrtc"
 
     def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
         super().__init__(settings, redis, secret)

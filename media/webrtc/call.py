@@ -23,12 +23,13 @@ from calls.routing import Refusal
 from calls.state import State
 from media.audio import CHUNK_S, SILENT_CHUNK
 from media.crossing import Crossing
+from media.opus import Encoder
 from media.session import Events, Session
 from media.webrtc.ice import IceSettings
 from media.webrtc.limits import Bucket
 from media.webrtc.peer import MESSAGE_BYTES, Peer
 from media.webrtc.sdp import Offer
-from media.webrtc.sound import Encoder, Listener, Piece
+from media.webrtc.sound import Listener, Piece
 
 log = logging.getLogger(__name__)
 

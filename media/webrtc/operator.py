@@ -17,13 +17,13 @@ from aiortc import RTCCertificate
 
 from calls.taps import RENEWED_WITHIN_S, Grant, Talks
 from media.audio import CHUNK_S, SILENT_CHUNK
+from media.opus import Encoder
 from media.playout import IN_HAND_SHAKY, Playout
 from media.tap_link import HeardFrame, TapLink, TapLost
 from media.webrtc.ice import IceSettings
 from media.webrtc.limits import Bucket
 from media.webrtc.peer import MESSAGE_BYTES, Peer
 from media.webrtc.sdp import Offer
-from media.webrtc.sound import Encoder
 from media.webrtc.sound import Listener as PacketListener
 
 log = logging.getLogger(__name__)

@@ -3,77 +3,26 @@
     packet ──▶ JitterBuffer ──▶ Opus ──▶ Halver ──▶ 20 ms at every tick
     20 ms ──▶ Opus, mono, low delay ──▶ packet
 
-The encoder takes our 24 kHz as they are. FFmpeg's decoder gives 48 kHz whatever is asked of it, and conceals nothing,
-so both are done here.
+FFmpeg's decoder conceals nothing, so it is done here.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import NamedTuple
 
-import av
 import numpy as np
 
-from media.audio import CHUNK, SAMPLE_RATE, Samples, from_pcm16, to_pcm16
+from media.audio import CHUNK, SAMPLE_RATE, Samples, to_pcm16
+from media.opus import Decoder
 from media.playout import QUIET_RMS
-from media.resample import Halver
 from media.webrtc.jitter import JitterBuffer, JitterCounts, Missing, Packet
 
-BIT_RATE = 32_000
-COMPLEXITY = "5"  # of 10: a third of the time, and at this rate the ear can't tell
 STOPPED = 5  # ticks without anything, after which the next packet isn't expected any more
-_DECODED_RATE = 48_000
 
 _COMPARED = CHUNK  # samples that are compared to find the pitch
 _SHORTEST_PITCH, _LONGEST_PITCH = SAMPLE_RATE // 400, SAMPLE_RATE // 66  # 2.5 and 15 ms
 _FULL_TONE, _FADED = SAMPLE_RATE // 100, 6 * SAMPLE_RATE // 100  # a gap is filled, fades from 10 ms on, ends at 60 ms
 _BLEND = SAMPLE_RATE // 250  # 4 ms
-
-
-class Encoder:
-    """Our 20 ms -> one Opus packet."""
-
-    def __init__(self) -> None:
-        self._codec = av.CodecContext.create("libopus", "w")
-        assert isinstance(self._codec, av.AudioCodecContext)
-        self._codec.bit_rate = BIT_RATE
-        self._codec.format = "s16"
-        self._codec.layout = "mono"
-        self._codec.sample_rate = SAMPLE_RATE
-        self._codec.time_base = Fraction(1, SAMPLE_RATE)
-        self._codec.options = {"application": "lowdelay", "frame_duration": "20", "compression_level": COMPLEXITY}
-        self._at = 0
-
-    def encode(self, chunk: bytes) -> bytes:
-        """`chunk` as s16le[CHUNK]; empty where the codec gives nothing yet."""
-        frame = av.AudioFrame.from_ndarray(np.frombuffer(chunk, "<i2")[None], format="s16", layout="mono")
-        frame.sample_rate = SAMPLE_RATE
-        frame.pts = self._at
-        self._at += CHUNK
-        return b"".join(bytes(packet) for packet in self._codec.encode(frame))
-
-
-class Decoder:
-    """Opus packets -> our samples."""
-
-    def __init__(self) -> None:
-        self._codec = av.CodecContext.create("libopus", "r")
-        assert isinstance(self._codec, av.AudioCodecContext)
-        self._codec.format = "s16"
-        self._codec.layout = "mono"
-        self._codec.sample_rate = _DECODED_RATE
-        self._halver = Halver()
-
-    def decode(self, payload: bytes) -> Samples | None:
-        """None for what can't be decoded."""
-        try:
-            frames = self._codec.decode(av.Packet(payload))
-        except av.FFmpegError:
-            return None
-        if not frames:
-            return None
-        return self._halver(from_pcm16(b"".join(frame.to_ndarray().tobytes() for frame in frames)))
 
 
 class Concealer:

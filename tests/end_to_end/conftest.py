@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from browsers import (
+    CHAT_KEY,
     GREETING_S,
     SITE_SECRET,
     TURN_SECRET,
@@ -34,7 +35,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    web_port, turn_port = unused_ports(2)
+    web_port, turn_port, chat_port = unused_ports(3)
     tandem = f"http://127.0.0.1:{web_port}"
     website, turn = Website(tandem), Turn(turn_port, tmp_path_factory.mktemp("turn"))
     agents = ["agent", "echo"]
@@ -45,10 +46,10 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     try:
         with website.running(), serving(
             model="nano", slots=1, echo_slots=3, drain_s=5, rtp_port=32000, web_port=web_port,
-            web_sites=json.dumps(sites), web_requests_per_minute=1000,
+            chat_key=CHAT_KEY, chat_port=chat_port, web_sites=json.dumps(sites), web_requests_per_minute=1000,
             turn_urls=f"turn:127.0.0.1:{turn_port}?transport=udp", turn_secret=TURN_SECRET,
         ) as tandem_running:
-            yield Web(tandem_running, website, turn)
+            yield Web(tandem_running, website, turn, chat_port)
     finally:
         turn.kill()
 

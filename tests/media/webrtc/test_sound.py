@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 
 from media.audio import CHUNK, CHUNK_BYTES, SAMPLE_RATE, from_pcm16, rms, to_pcm16
-from media.webrtc.sound import Concealer, Encoder, Listener
+from media.opus import Encoder
+from media.webrtc.sound import Concealer, Listener
 
 TICK = 960
 
