@@ -24,7 +24,7 @@ from admin.answers import (
 from admin.documents import binary, errors, streams, takes
 from admin.exports import TYPES
 from admin.live import LiveStreams
-from admin.messages import ControlBody, as_json, call_told, control_of, read_json, whole_call
+from admin.messages import ControlBody, as_json, control_of, read_json, whole_call
 from admin.service import Actor, NotAllowed, Permission, Service
 from admin.sound import TYPES as SOUND
 from admin.sound import sound
@@ -62,7 +62,7 @@ def routes(service: Service, streams_of: LiveStreams, by_key: Known) -> APIRoute
                     actor: Actor = known) -> JSONResponse:
         """Calls, the newest first."""
         rows = await service.calls(actor, wanted, limit, cursor)
-        return as_json({"calls": [call_told(row.call) | {"match": row.match and asdict(row.match)} for row in rows],
+        return as_json({"calls": [row.call.told | {"match": row.match and asdict(row.match)} for row in rows],
                         "next": rows[-1].cursor if len(rows) == limit else None})
 
     @router.get("/search", response_model=Utterances, responses=errors())
@@ -125,7 +125,7 @@ def routes(service: Service, streams_of: LiveStreams, by_key: Known) -> APIRoute
     @router.get("/live", response_model=RunningCalls, responses=errors())
     async def running(actor: Actor = known) -> JSONResponse:
         """Calls that run."""
-        return as_json({"calls": [call_told(row) for row in await service.running(actor)]})
+        return as_json({"calls": [row.told for row in await service.running(actor)]})
 
     @router.get("/live/events", response_class=Response, responses=errors() | streams())
     async def events(request: Request, call: Annotated[str | None, Query(max_length=64)] = None, actor: Actor = known

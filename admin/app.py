@@ -21,6 +21,7 @@ from admin.service import Service
 from admin.sign_in import SignIn
 from admin.telephoning import Telephoning
 from admin.web_calls import WebCalls
+from admin.webhooking import Webhooking
 from calls.configuration import Follower
 from calls.routing import RoutingUnavailable, health
 from calls.settings import Settings
@@ -35,12 +36,13 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     service, access = Service(redis, store), Access(redis, store)
     configuring, configuration = Configuring(redis, store, settings), Follower(redis, settings)
     telephoning = Telephoning(redis, store, secret)
+    webhooking = Webhooking(store, secret, settings.networks_of_webhooks)
     sign_in, listening = SignIn(access, secret), Listening(redis, store, settings, secret)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         beside = [asyncio.create_task(work)
-                  for work in (configuring.run(), configuration.run(), telephoning.run())]
+                  for work in (configuring.run(), configuration.run(), telephoning.run(), webhooking.run())]
         yield
         for task in beside:
             task.cancel()
@@ -52,7 +54,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
     api = Api(service, access)
-    app.include_router(api.router(configuring, telephoning))
+    app.include_router(api.router(configuring, telephoning, webhooking))
     app.include_router(api.document(app.routes))
     app.include_router(sign_in.router())
     app.include_router(Dashboard(service, access, sign_in, listening, settings).router())

@@ -28,7 +28,7 @@ from calls.events import (
     LineNoted,
     UtteranceSpoken,
 )
-from calls.store import CallRow, UtteranceRow
+from calls.store import UtteranceRow
 from calls.wire import MAX_LINE, SamplingSettings
 
 BODY_BYTES = 16 * 1024
@@ -166,12 +166,8 @@ def event_message(envelope: Envelope, *, words: bool = True) -> dict[str, Any] |
             return None
 
 
-def call_told(row: CallRow) -> dict[str, Any]:
-    return asdict(row) | {"why": row.why, "outcome": row.outcome}
-
-
 def whole_call(kept: WholeCall) -> dict[str, Any]:
-    return {"call": call_told(kept.call),
+    return {"call": kept.call.told,
             "utterances": [_utterance(one) for one in kept.utterances],
             "line": [asdict(one) for one in kept.line],
             "controls": [asdict(one) for one in kept.controls], "moves": [asdict(one) for one in kept.moves],

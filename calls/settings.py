@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -128,6 +128,9 @@ class Settings(BaseSettings):
         None, description="websites that may embed calls, as JSON: `{\"pk_shop\": {\"origins\": "
         "[\"https://shop.example\"], \"agents\": [\"agent\"], \"secret\": null}}`; none: the demo page alone")
 
+    webhook_networks: str | None = Field(None, description="networks that aren't public and webhooks may reach all "
+                                         "the same, with commas, such as `10.1.0.0/16`; none: public ones alone")
+
     # WebRTC
     webrtc_host: str = Field("127.0.0.1", description="addresses of calls from browsers (UDP), with commas: such as "
                              "browsers can reach")
@@ -192,6 +195,13 @@ class Settings(BaseSettings):
                 raise ValueError("must be two ports, 1024 or above, such as 40000-40999")
         return value
 
+    @field_validator("webhook_networks")
+    @classmethod
+    def _are_networks(cls, value: str | None) -> str | None:
+        for network in split(value):
+            ip_network(network)
+        return value
+
     @field_validator("turn_urls")
     @classmethod
     def _are_turn(cls, value: str | None) -> str | None:
@@ -237,6 +247,10 @@ class Settings(BaseSettings):
             return None
         first, _, last = self.webrtc_ports.partition("-")
         return int(first), int(last)
+
+    @property
+    def networks_of_webhooks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        return tuple(ip_network(network) for network in split(self.webhook_networks))
 
     @property
     def turn_servers(self) -> tuple[str, ...]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 from alembic import command
@@ -44,6 +45,7 @@ from calls.paging import cursor, place
 from calls.store_writes import advance_watermarks, clean, write_events
 from calls.tables import Call, CallControl, CallMeasure, LineEvent, Move, Recording, Utterance
 from calls.tables import Word as WordTable
+from calls.webhook_outbox import note_deliveries
 
 ANSWER_S = 30.0  # longest wait for one transaction
 UPGRADE_WAIT_S = 120  # longest wait for another process that upgrades
@@ -93,6 +95,11 @@ class CallRow:
     frames_missing: int | None
     underruns: int | None
     q850: int | None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """All that programs are told of it."""
+        return asdict(self) | {"why": self.why, "outcome": self.outcome}
 
     @property
     def why(self) -> str:
@@ -241,6 +248,8 @@ class Store:
             return {}
         async with self.transaction() as connection:
             erased = await write_events(connection, envelopes, {series.call for series in arrived})
+            kept = [each for each in envelopes if clean(each.call) not in erased]
+            await note_deliveries(connection, kept, lambda calls: _told(connection, calls))
             over = {series: max((*sequences, floors.get(series, 1) - 1)) for series, sequences in arrived.items()
                     if clean(series.call) in erased}
             left = {series: sequences for series, sequences in arrived.items() if series not in over}
@@ -341,6 +350,11 @@ class Store:
 CALL_QUERY = select(*(getattr(Call, name) for name in CallRow.__dataclass_fields__))
 _UTTERANCES = select(Utterance.id, Utterance.call_id, Utterance.speaker, Utterance.first_k, Utterance.last_k,
                      Utterance.start_s, Utterance.end_s, Utterance.text, Utterance.final)
+
+
+async def _told(connection: AsyncConnection, calls: Collection[str]) -> dict[str, Mapping[str, Any]]:
+    rows = [CallRow(*row) for row in await connection.execute(CALL_QUERY.where(Call.id.in_(calls)))]
+    return {row.id: row.told for row in rows}
 
 
 def checked_limit(limit: int) -> int:

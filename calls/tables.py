@@ -327,6 +327,63 @@ class ConfigurationVersion(Base):
     __table_args__ = (CheckConstraint("id = 1", name="configuration_one_row"),)
 
 
+class WebhookRow(Base):
+    """Where a program wants to be told what happens in calls; its secrets are sealed (calls/sealing.py)."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    url: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    description: Mapped[str]
+    enabled: Mapped[bool]
+    disabled_why: Mapped[str]
+    secret: Mapped[str]
+    old_secret: Mapped[str | None]
+    old_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+
+
+class WebhookDelivery(Base):
+    """Something that a webhook is told; once for each event."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    event_id: Mapped[str]
+    type: Mapped[str]
+    call_id: Mapped[str | None] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"))
+    body: Mapped[str]
+    created_at: Mapped[datetime]
+    state: Mapped[str]
+    attempts: Mapped[int] = mapped_column(SmallInteger)
+    next_at: Mapped[datetime | None]
+    delivered_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "event_id", name="webhook_deliveries_key"),
+        CheckConstraint("state IN ('pending', 'delivered', 'failed')", name="webhook_deliveries_state"),
+        Index("webhook_deliveries_due", "next_at", postgresql_where=sql("state = 'pending'")),
+        Index("webhook_deliveries_by_webhook", "webhook_id", desc("id")),
+        Index("webhook_deliveries_by_call", "call_id"),
+    )
+
+
+class WebhookAttempt(Base):
+    """How a delivery was tried."""
+
+    __tablename__ = "webhook_attempts"
+
+    delivery_id: Mapped[int] = mapped_column(
+        ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    at: Mapped[datetime]
+    status: Mapped[int | None] = mapped_column(SmallInteger)
+    error: Mapped[str]
+    seconds: Mapped[float]
+
+
 class EventWatermark(Base):
     """Which events of a series are here: 1 to `sequence`, and those `ahead` of a gap."""
 
