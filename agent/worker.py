@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Literal
 
@@ -34,6 +35,8 @@ from calls.log_context import current_call
 from calls.priority import STEP, before_others
 from calls.routing import Heartbeat, Lease, Router, RoutingUnavailable, WorkerRegistry
 from calls.settings import Settings, SettingsError
+from calls.trace_export import Traces
+from calls.traces import Span
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +95,7 @@ class Worker:
         self._router = Router(redis, secret, lease_s=settings.lease_s)
         self._admission = Admission(
             worker=f"{socket.gethostname()}-{secrets.token_hex(4)}", epoch=secrets.token_hex(8), secret=secret)
+        self._traces = Traces.of(settings, "worker", self._admission.worker)
         self._stop = asyncio.Event()
         self._failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
@@ -123,6 +127,7 @@ class Worker:
                     await asyncio.to_thread(device.stop)
                 with contextlib.suppress(RoutingUnavailable, RedisError):
                     await self._registry.leave(self._admission.worker, self._admission.epoch)
+                await self._traces.close()
         if self._failure is not None:
             raise self._failure
 
@@ -245,6 +250,7 @@ class Worker:
         except (ConnectionClosed, TimeoutError):
             return
         sender = asyncio.create_task(_send(call))
+        began = datetime.now(UTC)
         try:
             if call.resumes:
                 await self._resume(call, seat)
@@ -267,6 +273,9 @@ class Worker:
                 await sender
             log.info("call %s left slot %d of %s, %d frames dropped", call.lease.call, seat.slot, call.lease.model,
                      dropped)
+            self._traces.add(Span(call.lease.call, "slot", began, datetime.now(UTC), {
+                "tandem.model": call.lease.model, "tandem.worker": call.lease.worker, "tandem.slot": seat.slot,
+                "tandem.frames_dropped": dropped, "tandem.resumed": call.resumes}))
             if not call.finished:  # its bridge may be dead: then nobody else gives the lease back before it runs out
                 with contextlib.suppress(RoutingUnavailable):
                     await self._router.release(call.lease)

@@ -21,7 +21,7 @@ import random
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -124,10 +124,12 @@ class EventWriter:
     of a source is its end; what becomes of its recording afterwards comes from a writer with a name of its own.
     """
 
-    def __init__(self, redis: Redis, source: str, *, kept_events: int, poll_s: float = 0.5) -> None:
+    def __init__(self, redis: Redis, source: str, *, kept_events: int, poll_s: float = 0.5,
+                 tell: Callable[[Envelope], None] | None = None) -> None:
+        """`tell` hears every event as it is emitted."""
         if not source or any(character.isspace() for character in source):
             raise ValueError(f"source: a name without spaces, not {source!r}")
-        self._source, self._bound, self._poll_s = source, kept_events, poll_s
+        self._source, self._bound, self._poll_s, self._tell = source, kept_events, poll_s, tell
         self._append = script(redis, "events_append")
         self._check = script(redis, "events_check")
         self._kept: dict[tuple[Series, int], _Kept] = {}  # in the order of emission
@@ -157,6 +159,8 @@ class EventWriter:
         if len(self._kept) > 2 * self._bound:
             self._drop_oldest()
         self._wake.set()
+        if self._tell is not None:
+            self._tell(envelope)
         return envelope
 
     @property

@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     metrics_token: SecretStr | None = Field(None, description="what Prometheus shows to read /metrics of the web role, "
                                             "16 characters or more; none: there is no such page")
 
+    traces_url: str | None = Field(None, description="where traces of calls go, by OTLP over HTTP, as "
+                                   "`http://127.0.0.1:4318/v1/traces`; none: none are made")
+
     # recordings
     recording: Literal["on", "off"] = Field("on", description="whether calls are recorded, two channels each")
     recording_codec: Literal["flac", "opus"] = Field("flac", description="what a recording becomes after its call: "
@@ -215,6 +218,13 @@ class Settings(BaseSettings):
     def _not_guessed(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 16:
             raise ValueError("must have 16 characters or more")
+        return value
+
+    @field_validator("traces_url")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+            raise ValueError("must be as http://127.0.0.1:4318/v1/traces")
         return value
 
     @field_validator("database_url", "redis_url")

@@ -25,6 +25,7 @@ from calls.log_context import current_call
 from calls.routing import BridgeRegistry, Router, RoutingUnavailable
 from calls.settings import Settings
 from calls.state import State
+from calls.trace_export import Traces
 from media.recordings import Keeper, Storage
 from media.session import Events, Overloaded, Session, SessionSettings
 from media.tap_server import TapServer
@@ -62,7 +63,8 @@ class CallBridge:
         self.name = f"{socket.gethostname()}-{self.protocol}-{secrets.token_hex(4)}"
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._events = EventWriter(redis, self.name, kept_events=settings.kept_events)
+        self._traces = Traces.of(settings, self.protocol, self.name)
+        self._events = EventWriter(redis, self.name, kept_events=settings.kept_events, tell=self._traces.note)
         self._router = Router(redis, secret, lease_s=settings.lease_s)
         self._registry = BridgeRegistry(redis, expiry_s=settings.expiry_s)
         self._afterwards = EventWriter(redis, f"{self.name}-recordings", kept_events=settings.kept_events)
@@ -129,6 +131,7 @@ class CallBridge:
         if unsent:
             log.error("%d events could not be sent and are lost", unsent)
         self._over.set()
+        await self._traces.close()
         await self._taps.close()
         for task in (*sending, controlling, self._following):
             task.cancel()
