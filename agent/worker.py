@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -24,12 +22,12 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from agent.admission import Admission, Overload, Refused, Verdict
-from agent.device_thread import DeviceThread, Resampling, Seat, Stepped, from_s16le, now_us
+from agent.device_thread import DeviceThread, Resampling, Seat, Stepped, now_us
 from agent.engine import Engine
 from agent.monologue import Action, Command, Monologue, word_splitter
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
-from agent.step import Past
+from agent.worker_history import binary, check_given, past_of
 from calls import draining, wire
 from calls.log_context import current_call
 from calls.priority import STEP, before_others
@@ -44,8 +42,6 @@ Speaker = Literal["agent", "caller"]
 
 OPEN_TIMEOUT_S = 5.0  # from the connection to its first message
 HISTORY_S = 5.0  # for all of a moved call's history to come
-KEPT_WINDOWS = 2  # of a moved call's steps: one that the model sees, one that what it saw then was made with
-MOST_HEARD = 512  # frames of the caller's that come with it
 ALIVE_S = 5.0  # between two WebSocket pings, and for the answer: a dead bridge's slot is free after twice that
 FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
 ASKED_AGAIN_S = 30.0  # after which a call that an overloaded worker asked to go may be asked once more
@@ -285,7 +281,7 @@ class Worker:
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 data = await connection.recv()
-            opened = wire.decode_from_bridge(_binary(data))
+            opened = wire.decode_from_bridge(binary(data))
         except wire.WireError as error:
             raise Refused("protocol", str(error)) from None
         if not isinstance(opened, wire.Open):
@@ -331,7 +327,7 @@ class Worker:
     async def _resume(self, call: _Call, seat: Seat) -> None:
         """The call comes from another worker: bring its slot to where it was, beside the steps of the others."""
         async with asyncio.timeout(HISTORY_S):
-            past, call.last_k = await _past(call)
+            past, call.last_k = await past_of(call.connection, call.layout, call.device.engine.info)
         began = time.monotonic()
         if len(past.text):
             rebuilding = asyncio.create_task(asyncio.to_thread(call.device.engine.rebuild, seat.slot, past))
@@ -349,7 +345,7 @@ class Worker:
         """The bridge's messages until it closes."""
         frame_bytes = 2 * call.device.engine.info.frame_samples
         async for data in call.connection:
-            match wire.decode_from_bridge(_binary(data), call.layout):
+            match wire.decode_from_bridge(binary(data), call.layout):
                 case wire.Audio(k, pcm):
                     if len(pcm) != frame_bytes or k <= call.last_k:
                         raise wire.WireError(f"frame {k} of {len(pcm)} bytes after frame {call.last_k}; "
@@ -357,7 +353,7 @@ class Worker:
                     call.last_k = k
                     call.device.frame(seat, k, pcm)
                 case wire.Follow(step, pcm):
-                    _check_given(step, pcm, call)
+                    check_given(step, pcm, call.last_k, call.device.engine.info)
                     call.last_k = step.k
                     call.device.frame(seat, step.k, pcm, step)
                 case wire.Ping() as ping:
@@ -425,50 +421,6 @@ class Worker:
             call.connection.transport.abort()
 
 
-async def _past(call: _Call) -> tuple[Past, int]:
-    """The history that a bridge sends first, and the caller's frames that follow it; with the last k of both."""
-    info = call.device.engine.info
-    history = wire.decode_from_bridge(_binary(await call.connection.recv()), call.layout)
-    if not isinstance(history, wire.History):
-        raise wire.WireError("a call that resumes begins with its history")
-    count = history.control_state.get("heard")
-    if type(count) is not int or not 0 <= count <= MOST_HEARD:
-        raise wire.WireError(f"history: heard must be a count up to {MOST_HEARD}")
-    last_step_k = history.steps[-1].k if history.steps else -1
-    last_k, heard, missed = last_step_k, list[bytes](), list[bytes]()
-    for _ in range(count):
-        message = wire.decode_from_bridge(_binary(await call.connection.recv()), call.layout)
-        if not isinstance(message, wire.Audio) or len(message.pcm) != 2 * info.frame_samples:
-            raise wire.WireError("after a history come the caller's frames")
-        (heard if message.k <= last_step_k else missed).append(message.pcm)
-        last_k = max(last_k, message.k)
-
-    def sound(frames: list[bytes]) -> npt.NDArray[np.float32]:
-        return from_s16le(b"".join(frames)).reshape(-1, info.frame_samples)
-
-    def codes(rows: list[tuple[int | None, ...]], codebooks: int) -> npt.NDArray[np.int64]:
-        known = [[-1 if code is None else code for code in row] for row in rows]
-        return np.array(known, np.int64).reshape(-1, codebooks).T
-
-    steps = history.steps[-KEPT_WINDOWS * info.context:]
-    return Past(
-        text=np.array([step.text for step in steps], np.int64),
-        agent_codes=codes([step.agent_codes for step in steps], info.generated_codebooks),
-        caller_codes=codes([step.caller_codes for step in steps], info.caller_codebooks),
-        caller_text=np.array([step.caller_text for step in steps], np.int64),
-        heard=sound(heard), missed=sound(missed)), last_k
-
-
-def _check_given(step: wire.Step, pcm: bytes, call: _Call) -> None:
-    """Raises WireError for a step that no engine of this model can have made: it must not fail by it."""
-    info = call.device.engine.info
-    known = [code for code in step.agent_codes if code is not None]
-    if step.k <= call.last_k or len(pcm) != 2 * info.frame_samples:
-        raise wire.WireError(f"a step {step.k} with {len(pcm)} bytes of sound after frame {call.last_k}")
-    if not 0 <= step.text < info.text_tokens or any(code >= info.codebook_size for code in known):
-        raise wire.WireError(f"step {step.k} has tokens that this model doesn't have")
-
-
 def _command(control: wire.Control) -> Command | Resampling:
     if control.action == "set":
         return Resampling(control.id, control.sampling or wire.SamplingSettings())
@@ -495,12 +447,6 @@ async def _say_goodbye(connection: ServerConnection, reason: wire.CloseReason) -
     with contextlib.suppress(ConnectionClosed):
         await connection.send(wire.encode(wire.Close(reason)))
         await connection.close()
-
-
-def _binary(data: str | bytes) -> bytes:
-    if isinstance(data, str):
-        raise wire.WireError("messages are binary")
-    return data
 
 
 def _own_url(server: Server, host: str) -> str:

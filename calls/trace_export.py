@@ -84,7 +84,7 @@ class _Sender:
         last = threading.Thread(target=self._processor.shutdown, daemon=True)
         last.start()
         last.join(LAST_S)
-        self._exporter.shutdown()
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _ns(at: datetime) -> int:

@@ -1,0 +1,64 @@
+"""What a call that moves to a worker brings along, checked as it comes: its steps, the caller's last sound."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from websockets.asyncio.server import ServerConnection
+
+from agent.device_thread import from_s16le
+from agent.step import ModelInfo, Past
+from calls import wire
+
+KEPT_WINDOWS = 2  # of a moved call's steps: one that the model sees, one that what it saw then was made with
+MOST_HEARD = 512  # frames of the caller's that come with it
+
+
+async def past_of(connection: ServerConnection, layout: wire.StepLayout, info: ModelInfo) -> tuple[Past, int]:
+    """The history that a bridge sends first, and the caller's frames that follow it; with the last k of both. Raises
+    WireError, and ConnectionClosed."""
+    history = wire.decode_from_bridge(binary(await connection.recv()), layout)
+    if not isinstance(history, wire.History):
+        raise wire.WireError("a call that resumes begins with its history")
+    count = history.control_state.get("heard")
+    if type(count) is not int or not 0 <= count <= MOST_HEARD:
+        raise wire.WireError(f"history: heard must be a count up to {MOST_HEARD}")
+    last_step_k = history.steps[-1].k if history.steps else -1
+    last_k, heard, missed = last_step_k, list[bytes](), list[bytes]()
+    for _ in range(count):
+        message = wire.decode_from_bridge(binary(await connection.recv()), layout)
+        if not isinstance(message, wire.Audio) or len(message.pcm) != 2 * info.frame_samples:
+            raise wire.WireError("after a history come the caller's frames")
+        (heard if message.k <= last_step_k else missed).append(message.pcm)
+        last_k = max(last_k, message.k)
+
+    def sound(frames: list[bytes]) -> npt.NDArray[np.float32]:
+        return from_s16le(b"".join(frames)).reshape(-1, info.frame_samples)
+
+    def codes(rows: list[tuple[int | None, ...]], codebooks: int) -> npt.NDArray[np.int64]:
+        known = [[-1 if code is None else code for code in row] for row in rows]
+        return np.array(known, np.int64).reshape(len(rows), codebooks).T
+
+    steps = history.steps[-KEPT_WINDOWS * info.context:]
+    return Past(
+        text=np.array([step.text for step in steps], np.int64),
+        agent_codes=codes([step.agent_codes for step in steps], info.generated_codebooks),
+        caller_codes=codes([step.caller_codes for step in steps], info.caller_codebooks),
+        caller_text=np.array([step.caller_text for step in steps], np.int64),
+        heard=sound(heard), missed=sound(missed)), last_k
+
+
+def check_given(step: wire.Step, pcm: bytes, last_k: int, info: ModelInfo) -> None:
+    """Raises WireError for a step that no engine of this model can have made: it must not fail by it."""
+    known = [code for code in step.agent_codes if code is not None]
+    if step.k <= last_k or len(pcm) != 2 * info.frame_samples:
+        raise wire.WireError(f"a step {step.k} with {len(pcm)} bytes of sound after frame {last_k}")
+    if not 0 <= step.text < info.text_tokens or any(code >= info.codebook_size for code in known):
+        raise wire.WireError(f"step {step.k} has tokens that this model doesn't have")
+
+
+def binary(data: str | bytes) -> bytes:
+    """Raises WireError."""
+    if isinstance(data, str):
+        raise wire.WireError("messages are binary")
+    return data
