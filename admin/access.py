@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from redis.asyncio import Redis
 
+from admin.accounts import Accounts
 from admin.service import Actor, NotAllowed, key_actor, operator_actor
 from calls.api_keys import ApiKeys, KeyRow
 from calls.audit import Audit
-from calls.operators import Operators
+from calls.operators import OperatorRow, Operators
 from calls.routing import RoutingUnavailable
 from calls.store import Store, StoreError
-from calls.web_guard import WebGuard
+from calls.web_guard import WebGuard, name_of
 
 WRONG_KEYS_PER_MINUTE = 20  # by one address; then no key of it is looked at for the rest of the minute
 LOGINS_PER_MINUTE = 10  # tries, by one address and with one name
@@ -21,7 +20,8 @@ LOGINS_PER_MINUTE = 10  # tries, by one address and with one name
 class Access:
     """Keys and sessions are looked up at each request: one that is revoked or over serves no more."""
 
-    def __init__(self, redis: Redis, store: Store) -> None:
+    def __init__(self, redis: Redis, store: Store, accounts: Accounts) -> None:
+        self._accounts = accounts
         self._keys, self._operators, self._audit = ApiKeys(store), Operators(store), Audit(store)
         self._wrong, self._logins = WebGuard(redis, WRONG_KEYS_PER_MINUTE), WebGuard(redis, LOGINS_PER_MINUTE)
 
@@ -52,18 +52,31 @@ class Access:
 
     # sessions
 
-    async def sign_in(self, name: str, password: str, client: str) -> str:
-        """A session's token. Raises NotAllowed, StoreError and RoutingUnavailable."""
-        named = hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
-        for kind, who in (("logins", client), ("logins as", named)):
+    async def known(self, name: str, password: str, client: str) -> OperatorRow:
+        """Whose name and password these are. Raises NotAllowed, StoreError and RoutingUnavailable."""
+        for kind, who in (("logins", client), ("logins as", name_of(name))):
             if (wait_s := await self._logins.wait_s(kind, who)) > 0:
                 raise NotAllowed(429, "rate_limited", "Too many tries. Please wait a minute.", retry_after_s=wait_s)
         operator = await self._operators.known(name, password)
         if operator is None:
             await self._audit.note("nobody", "sign-in refused", name[:100], client)
             raise NotAllowed(401, "unauthorized", "This name and password don't belong together.")
+        return operator
+
+    async def check_code(self, name: str, code: str, client: str) -> OperatorRow:
+        """Who has shown their password before, and now the code of their second factor. Raises as `known`."""
+        if (wait_s := await self._logins.wait_s("logins", client)) > 0:
+            raise NotAllowed(429, "rate_limited", "Too many tries. Please wait a minute.", retry_after_s=wait_s)
+        operator = await self._operators.named(name)
+        if operator is None:
+            raise NotAllowed(401, "unauthorized", "This code isn't right, or was used. Wait for the next one.")
+        await self._accounts.check_code(operator, code, operator_actor(operator).who, client)
+        return operator
+
+    async def sign_in(self, operator: OperatorRow, client: str, browser: str) -> str:
+        """A session's token."""
         await self._audit.note(operator_actor(operator).who, "signed in", operator.name, client)
-        return await self._operators.sign_in(operator)
+        return await self._operators.sign_in(operator, client, browser)
 
     async def by_session(self, token: str) -> Actor | None:
         """Raises StoreError."""

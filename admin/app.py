@@ -12,9 +12,11 @@ from redis.asyncio import Redis
 
 from admin import metrics, web_files
 from admin.access import Access
+from admin.accounts import Accounts
 from admin.api import Api
 from admin.configuring import Configuring
 from admin.dashboard import Dashboard
+from admin.dashboard_access import AccessPages
 from admin.errors import answer_errors
 from admin.listening import Listening
 from admin.service import Service
@@ -33,7 +35,8 @@ LAST_S = 3.0  # at the end, for what runs beside the requests
 def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) -> FastAPI:
     """The application over a Redis client and a store, which it closes at its end; `secret` signs what browsers are
     given."""
-    service, access = Service(redis, store), Access(redis, store)
+    accounts = Accounts(redis, store, secret)
+    service, access = Service(redis, store), Access(redis, store, accounts)
     configuring, configuration = Configuring(redis, store, settings), Follower(redis, settings)
     telephoning = Telephoning(redis, store, secret)
     webhooking = Webhooking(store, secret, settings.networks_of_webhooks)
@@ -57,6 +60,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     app.include_router(api.router(configuring, telephoning, webhooking))
     app.include_router(api.document(app.routes))
     app.include_router(sign_in.router())
+    app.include_router(AccessPages(service, accounts, sign_in).router())
     app.include_router(Dashboard(service, access, sign_in, listening, settings).router())
     app.include_router(WebCalls(settings, redis, secret, configuration).router())
     app.include_router(web_files.router())

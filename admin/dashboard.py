@@ -12,22 +12,20 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from admin.access import Access
 from admin.api_calls import download, give
 from admin.listening import Listening
 from admin.live import LiveStreams
-from admin.messages import Form, as_json, parsed, read_json
-from admin.pages import HERE, page
+from admin.messages import as_json, parsed, read_json
+from admin.pages import HERE
 from admin.service import NotAllowed, Permission, Service
-from admin.sign_in import SignIn, Visitor
+from admin.sign_in import SignIn
 from admin.sound import sound
 from admin.timeline import story, timeline
-from calls.api_keys import KeyRow, Scope
 from calls.events import HOPS, TURNS, EndReason
-from calls.operators import LONGEST, SHORTEST, Role
 from calls.reports import RUNNING, CallFilter
 from calls.settings import Settings
 
@@ -71,14 +69,11 @@ class Dashboard:
                 ("", self._live), ("/events", self._events), ("/calls", self._calls), ("/calls/{call}", self._call),
                 ("/ice-servers", self._ice_servers),
                 ("/calls/{call}/transcript.{kind}", self._transcript), ("/recordings/{call}", self._recording),
-                ("/latency", self._latency), ("/workers", self._workers), ("/keys", self._keys),
-                ("/operators", self._operators), ("/audit", self._audit), ("/assets/{name}", self._asset)):
+                ("/latency", self._latency), ("/workers", self._workers), ("/assets/{name}", self._asset)):
             router.add_api_route(path, answer, methods=["GET"], response_class=Response)
         for path, answer in (
                 ("/calls/{call}/controls", self._control), ("/calls/{call}/listeners", self._listen),
-                ("/listeners/{tap}", self._go_on), ("/keys", self._make_key),
-                ("/keys/revoke", self._revoke_key), ("/operators", self._make_operator),
-                ("/operators/disable", self._disable_operator)):
+                ("/listeners/{tap}", self._go_on)):
             router.add_api_route(path, answer, methods=["POST"], response_class=Response)
         return router
 
@@ -87,7 +82,7 @@ class Dashboard:
     async def _live(self, request: Request) -> Response:
         visitor = await self._sign_in.visitor(request)
         visitor.actor.must(Permission.SEE)
-        return _page(visitor, "live.html", "Live", headers=WITH_MICROPHONE, settings=self._settings,
+        return visitor.page("live.html", "Live", headers=WITH_MICROPHONE, settings=self._settings,
                      acts=visitor.actor.may(Permission.ACT))
 
     async def _events(self, request: Request) -> Response:
@@ -124,13 +119,13 @@ class Dashboard:
             ("q", wanted.words), ("transport", wanted.protocol), ("reason", wanted.reason),
             ("said", "1" if wanted.said else "")) if value}
         older = urlencode(query | {"before": listed[-1].cursor}) if len(listed) == ROWS else ""
-        return _page(visitor, "calls.html", "Calls", listed=listed, wanted=wanted, query=urlencode(query), older=older,
+        return visitor.page("calls.html", "Calls", listed=listed, wanted=wanted, query=urlencode(query), older=older,
                      paged="before" in asked, protocols=PROTOCOLS, reasons=REASONS)
 
     async def _call(self, request: Request, call: str) -> Response:
         visitor = await self._sign_in.visitor(request)
         kept = await self._service.call(visitor.actor, call)
-        return _page(visitor, "call.html", f"Call of {kept.call.caller or 'somebody'}", here="Calls", kept=kept,
+        return visitor.page("call.html", f"Call of {kept.call.caller or 'somebody'}", here="Calls", kept=kept,
                      call=kept.call, story=story(kept), lanes=timeline(kept), hops=HOPS, turns=TURNS, meanings=MEANINGS,
                      protocols=PROTOCOLS)
 
@@ -149,69 +144,13 @@ class Dashboard:
         found: dict[str, dict[str, Mapping[str, Any]]] = {}
         for one in await self._service.latency(visitor.actor):
             found.setdefault(one.protocol, {})[one.name] = asdict(one)
-        return _page(visitor, "latency.html", "Latency", found=found, hops=HOPS, turns=TURNS, meanings=MEANINGS,
+        return visitor.page("latency.html", "Latency", found=found, hops=HOPS, turns=TURNS, meanings=MEANINGS,
                      protocols=PROTOCOLS)
 
     async def _workers(self, request: Request) -> Response:
         visitor = await self._sign_in.visitor(request)
-        return _page(visitor, "workers.html", "Workers", fleet=await self._service.fleet(visitor.actor),
+        return visitor.page("workers.html", "Workers", fleet=await self._service.fleet(visitor.actor),
                      protocols=PROTOCOLS)
-
-    # who may
-
-    async def _keys(self, request: Request) -> Response:
-        return await self._keys_page(await self._sign_in.visitor(request))
-
-    async def _make_key(self, request: Request) -> Response:
-        visitor, form = await self._sign_in.posted(request)
-        scopes = tuple(scope for scope in Scope if scope.value in form.all("scope"))
-        try:
-            made = await self._service.make_key(visitor.actor, form.text("name").strip(), scopes)
-        except NotAllowed as refused:
-            return await self._keys_page(visitor, refused)
-        return await self._keys_page(visitor, made=made)
-
-    async def _revoke_key(self, request: Request) -> Response:
-        visitor, form = await self._sign_in.posted(request)
-        await self._service.revoke_key(visitor.actor, form.text("id"))
-        return RedirectResponse("/admin/keys", 303)
-
-    async def _keys_page(self, visitor: Visitor, refused: NotAllowed | None = None,
-                         made: tuple[KeyRow, str] | None = None) -> Response:
-        return _page(visitor, "keys.html", "Keys", refused=refused, keys=await self._service.keys(visitor.actor),
-                     scopes=tuple(Scope), made=made)
-
-    async def _operators(self, request: Request) -> Response:
-        return await self._operators_page(await self._sign_in.visitor(request))
-
-    async def _make_operator(self, request: Request) -> Response:
-        visitor, form = await self._sign_in.posted(request)
-        visitor.actor.must(Permission.OPERATORS)
-        role = _role(form)
-        try:
-            await self._service.make_operator(visitor.actor, form.text("name").strip(), form.text("password"), role)
-        except NotAllowed as refused:
-            return await self._operators_page(visitor, refused, form.text("name"))
-        return RedirectResponse("/admin/operators", 303)
-
-    async def _disable_operator(self, request: Request) -> Response:
-        visitor, form = await self._sign_in.posted(request)
-        visitor.actor.must(Permission.OPERATORS)
-        try:
-            await self._service.disable_operator(visitor.actor, form.text("name"))
-        except NotAllowed as refused:
-            return await self._operators_page(visitor, refused)
-        return RedirectResponse("/admin/operators", 303)
-
-    async def _operators_page(self, visitor: Visitor, refused: NotAllowed | None = None, name: str = "") -> Response:
-        return _page(visitor, "operators.html", "Operators", refused=refused, name=name, roles=tuple(Role),
-                     operators=await self._service.operators(visitor.actor), shortest=SHORTEST, longest=LONGEST)
-
-    async def _audit(self, request: Request) -> Response:
-        visitor, before = await self._sign_in.visitor(request), request.query_params.get("before", "")
-        entries = await self._service.audit(visitor.actor, ROWS, _number(before))
-        return _page(visitor, "audit.html", "Audit", entries=entries, paged=bool(before),
-                     older=entries[-1].id if len(entries) == ROWS else None)
 
     # scripts
 
@@ -224,22 +163,5 @@ class Dashboard:
             "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
 
 
-def _page(visitor: Visitor, template: str, title: str, *, here: str = "", refused: NotAllowed | None = None,
-          headers: Mapping[str, str] | None = None, **content: Any) -> Response:
-    return page(template, refused.status if refused else 200, headers, visitor=visitor, title=title, here=here or title,
-                fault=str(refused or ""), **content)
-
-
 def _one_of(value: str, known: tuple[str, ...]) -> str:
     return value if value in known else ""
-
-
-def _role(form: Form) -> Role:
-    try:
-        return Role(form.text("role"))
-    except ValueError:
-        raise NotAllowed(422, "bad_request", f"role: give one of {', '.join(Role)}.") from None
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) < 18 else None

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     desc,
+    false,
 )
 from sqlalchemy import (
     text as sql,
@@ -267,8 +268,23 @@ class Operator(Base):
     role: Mapped[str]
     created_at: Mapped[datetime]
     disabled_at: Mapped[datetime | None]
+    second_factor: Mapped[bool] = mapped_column(server_default=false())
+    totp: Mapped[str | None]  # sealed; while second_factor is false it waits to be confirmed
+    totp_step: Mapped[int] = mapped_column(server_default="0")  # the newest whose code was used
 
-    __table_args__ = (CheckConstraint("role IN ('viewer', 'operator', 'admin')", name="operators_role"),)
+    __table_args__ = (
+        CheckConstraint("role IN ('viewer', 'operator', 'admin')", name="operators_role"),
+        CheckConstraint("NOT second_factor OR totp IS NOT NULL", name="operators_second_factor"),
+    )
+
+
+class RecoveryCode(Base):
+    """With which an operator signs in once, without their phone; a hash of it."""
+
+    __tablename__ = "recovery_codes"
+
+    operator: Mapped[str] = mapped_column(ForeignKey("operators.name", ondelete="CASCADE"), primary_key=True)
+    hash: Mapped[str] = mapped_column(primary_key=True)
 
 
 class OperatorSession(Base):
@@ -279,6 +295,9 @@ class OperatorSession(Base):
     hash: Mapped[str] = mapped_column(primary_key=True)
     operator: Mapped[str] = mapped_column(ForeignKey("operators.name", ondelete="CASCADE"))
     expires_at: Mapped[datetime]
+    begun_at: Mapped[datetime]
+    address: Mapped[str]
+    browser: Mapped[str]
 
     __table_args__ = (Index("sessions_by_operator", "operator"),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -27,6 +28,11 @@ def network_of(address: str) -> str:
             return str(found.ipv4_mapped)
         return str(ipaddress.ip_network((found, 64), strict=False))
     return str(found)
+
+
+def name_of(name: str) -> str:
+    """Who counts as one, by a name that may be anything."""
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()[:32]
 
 
 class WebGuard:

@@ -154,6 +154,38 @@ def user_list() -> None:
     list_users(load_settings())
 
 
+@user.command("password")
+def user_password(name: Annotated[str, typer.Argument(help="an operator's name")]) -> None:
+    """Give an operator another password, and sign them out everywhere. It is asked for, or the first line of stdin."""
+    from tandem.user_commands import change_password
+
+    change_password(load_settings(), name)
+
+
+@user.command("sessions")
+def user_sessions(name: Annotated[str, typer.Argument(help="an operator's name")]) -> None:
+    """The browsers in which an operator is signed in."""
+    from tandem.user_commands import list_sessions
+
+    list_sessions(load_settings(), name)
+
+
+@user.command("sign-out")
+def user_sign_out(name: Annotated[str, typer.Argument(help="an operator's name")]) -> None:
+    """Sign an operator out everywhere."""
+    from tandem.user_commands import sign_out
+
+    sign_out(load_settings(), name)
+
+
+@user.command("reset-second-factor")
+def user_reset_second_factor(name: Annotated[str, typer.Argument(help="an operator's name")]) -> None:
+    """For who has lost their phone and recovery codes: name and password are enough again."""
+    from tandem.user_commands import reset_second_factor
+
+    reset_second_factor(load_settings(), name)
+
+
 @user.command("disable")
 def user_disable(name: Annotated[str, typer.Argument(help="an operator's name, from `tandem user list`")]) -> None:
     """From now on they can't sign in, and are signed in nowhere."""
