@@ -107,7 +107,7 @@ class Operators:
 
     async def known(self, name: str, password: str) -> OperatorRow | None:
         """The operator whose name and password these are, if they may sign in."""
-        if len(name) > MAX_NAME or not name.isprintable() or len(password) > LONGEST:
+        if len(name) > MAX_NAME or not name.isprintable() or not 1 <= len(password) <= LONGEST:
             return None
         async with self._store.transaction() as connection:
             row = (await connection.execute(

@@ -75,7 +75,7 @@ def list_sessions(settings: Settings, name: str) -> None:
 
 
 def sign_out(settings: Settings, name: str) -> None:
-    _do(settings, name, "signed out", lambda store: Operators(store).end_sessions(name), "is signed in")
+    _do(settings, name, "signed out", lambda store: Operators(store).end_sessions(name), "who is signed in")
 
 
 def reset_second_factor(settings: Settings, name: str) -> None:

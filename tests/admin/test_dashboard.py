@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from signed_in import PASSWORD, Browser
-from web_role import NO_DATABASE, SECRET, serving
+from web_role import serving
 
-from admin.app import create_app
 from calls.api_keys import ApiKeys, Scope
 from calls.audit import Audit
-from calls.connect import open_redis
 from calls.controls import ControlInbox, Result
 from calls.events import (
     CallAnswered,
@@ -40,7 +38,6 @@ from calls.live import EventWriter
 from calls.operators import Operators, Role
 from calls.paging import cursor
 from calls.routing import BridgeRegistry, Heartbeat, WorkerRegistry
-from calls.settings import Settings
 from calls.store import Store
 
 AT = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
@@ -48,30 +45,6 @@ RECEIVED = CallReceived("sip", "inbound", "sip:ann@example.org", "sip:agent@here
 ENDED = CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 100, 0, 0, 0)
 NOBODY = "nobody"
 
-# What each gets: nobody, a viewer, an operator, an admin. Forms and scripts show the page's token; what is asked of
-# calls that don't run, and of keys and operators that aren't there, is 404 for who may.
-MATRIX: dict[tuple[str, str], tuple[int, int, int, int]] = {
-    ("GET", "/admin"): (303, 200, 200, 200),
-    ("GET", "/admin/events"): (401, 200, 200, 200),
-    ("GET", "/admin/calls"): (303, 200, 200, 200),
-    ("GET", "/admin/calls/{call}"): (303, 200, 200, 200),
-    ("GET", "/admin/calls/{call}/transcript.{kind}"): (303, 200, 200, 200),
-    ("GET", "/admin/recordings/{call}"): (401, 404, 404, 404),
-    ("GET", "/admin/latency"): (303, 200, 200, 200),
-    ("GET", "/admin/workers"): (303, 200, 200, 200),
-    ("GET", "/admin/keys"): (303, 403, 403, 200),
-    ("GET", "/admin/operators"): (303, 403, 403, 200),
-    ("GET", "/admin/audit"): (303, 403, 403, 200),
-    ("GET", "/admin/assets/{name}"): (401, 200, 200, 200),
-    ("GET", "/admin/ice-servers"): (401, 403, 200, 200),
-    ("POST", "/admin/calls/{call}/controls"): (401, 403, 404, 404),
-    ("POST", "/admin/calls/{call}/listeners"): (401, 403, 422, 422),
-    ("POST", "/admin/listeners/{tap}"): (401, 403, 404, 404),
-    ("POST", "/admin/keys"): (401, 403, 403, 200),
-    ("POST", "/admin/keys/revoke"): (401, 403, 403, 404),
-    ("POST", "/admin/operators"): (401, 403, 403, 303),
-    ("POST", "/admin/operators/disable"): (401, 403, 403, 404),
-}
 SENT = {"/admin/calls/{call}/controls": {"action": "speak"}, "/admin/calls/{call}/listeners": {"sdp": "x"},
         "/admin/listeners/{tap}": {}}
 FORMS: dict[str, dict[str, Any]] = {
@@ -121,31 +94,6 @@ async def call(store: Store) -> None:
         _said("<script>alert(1)</script> parking", 30, Speaker.CALLER),
         ControlTaken("c1", "say", "one <i>moment", False, "bob", AT, "said", 40, 52, ""),
         CallMeasured((Measure("whole", 100, 10.0, 0.1, 0.2, 0.3), Measure("response", 2, 1.0, 0.5, 0.6, 0.6))), ENDED))
-
-
-def test_the_matrix_below_has_every_route_of_the_dashboard(redis_url: str) -> None:
-    app = create_app(open_redis(redis_url), Settings(), SECRET, Store(NO_DATABASE))
-    assert {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods
-            if path.startswith("/admin")} == set(MATRIX)
-
-
-@pytest.mark.parametrize(("column", "role"), list(enumerate((NOBODY, *(role.value for role in Role)))))
-async def test_each_role_gets_what_it_may_and_nobody_gets_nothing(
-        port: int, call: None, column: int, role: str) -> None:
-    browser = await _signed_in(port, role)
-    token = (await browser.get("/admin")).form_token if role != NOBODY else "0" * 64
-    for (method, path), statuses in MATRIX.items():
-        there = path.format(call="call-1", kind="vtt", name="live.js", tap="none")
-        if path == "/admin/events":
-            answer = await _first_event(port, browser.cookies)
-        elif method == "GET":
-            page = statuses[0] == 303
-            answer = (await browser.get(there, Accept="text/html" if page else "*/*")).status
-        elif path in SENT:
-            answer = (await browser.send(there, SENT[path], X_Form_Token=token)).status
-        else:
-            answer = (await browser.post(there, {"form_token": token, **FORMS[path]})).status
-        assert answer == statuses[column], (role, method, path)
 
 
 async def test_what_comes_without_our_pages_token_does_nothing(admin: Browser, store: Store, redis: Redis) -> None:
@@ -292,11 +240,6 @@ async def test_without_postgres_a_page_says_so(redis_url: str) -> None:
 
 
 # the stream of what happens
-
-
-async def _first_event(port: int, cookies: dict[str, str]) -> int:
-    async with _events_of(port, cookies) as (status, _):
-        return status
 
 
 @asynccontextmanager

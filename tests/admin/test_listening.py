@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from web_peer import on_loopback, wait_for
 from web_role import serving
 
 from calls.audit import Audit
+from calls.events import ControlTaken
 from calls.operators import Operators, Role
 from calls.store import Store
 
@@ -38,6 +40,16 @@ async def _operator(port: int, store: Store, name: str, role: Role = Role.OPERAT
     return browser, (await browser.get("/admin")).form_token
 
 
+async def _listens(bench: WebBench, browser: Browser, token: str, call: str) -> str:
+    """The connection's id, connected."""
+    peer = bench.peer()
+    begun = await browser.send(f"/admin/calls/{call}/listeners", {"sdp": await peer.offer()}, X_Form_Token=token)
+    assert begun.status == 201
+    await peer.take(begun.json["sdp"])
+    await peer.connected()
+    return str(begun.json["tap"])
+
+
 async def test_an_operator_listens_takes_over_and_hands_back(port: int, bench: WebBench, store: Store) -> None:
     call = await bench.call(bench.peer())
     taps = bench.web_call(call).session.taps
@@ -45,26 +57,47 @@ async def test_an_operator_listens_takes_over_and_hands_back(port: int, bench: W
     [server] = (await ann.get("/admin/ice-servers")).json
     assert server["urls"] == ["turn:turn.example"]
     assert server["username"].endswith(":operator")
-    peer = bench.peer()
-    begun = await ann.send(f"/admin/calls/{call}/listeners", {"sdp": await peer.offer()}, X_Form_Token=token)
-    assert begun.status == 201
-    await peer.take(begun.json["sdp"])
-    await peer.connected()
-    tap = begun.json["tap"]
+    tap = await _listens(bench, ann, token, call)
     assert (await ann.send(f"/admin/listeners/{tap}", {}, X_Form_Token=token)).status == 204
-
-    bob, bobs = await _operator(port, store, "bob")
-    assert (await bob.send(f"/admin/listeners/{tap}", {}, X_Form_Token=bobs)).status == 404, "it isn't his"
     given = {"action": "take_over", "tap": tap}
-    assert (await bob.send(f"/admin/calls/{call}/controls", given, X_Form_Token=bobs)).status == 202
-    assert (await ann.send(f"/admin/calls/{call}/controls", given | {"id": "mine"}, X_Form_Token=token)).status == 202
+    assert (await ann.send(f"/admin/calls/{call}/controls", given, X_Form_Token=token)).status == 202
     await wait_for(lambda: taps.talker == "ann")
     assert (await ann.send(f"/admin/calls/{call}/controls", {"action": "hand_back"}, X_Form_Token=token)).status == 202
     await wait_for(lambda: not taps.talker)
-    assert [(entry.who, entry.action, entry.subject) for entry in reversed(await Audit(store).newest())
-            if entry.subject == call] == [
-        ("ann (operator)", "listen", call), ("bob (operator)", "take_over", call),
-        ("ann (operator)", "take_over", call), ("ann (operator)", "hand_back", call)]
+    assert await _audited(store, call) == [("ann (operator)", "listen"), ("ann (operator)", "take_over"),
+                                           ("ann (operator)", "hand_back")]
+
+
+async def test_of_two_operators_one_talks_and_the_audit_has_both(port: int, bench: WebBench, store: Store) -> None:
+    call = await bench.call(bench.peer())
+    taps = bench.web_call(call).session.taps
+    (ann, anns), (bob, bobs) = [await _operator(port, store, name) for name in ("ann", "bob")]
+    of_ann, of_bob = await _listens(bench, ann, anns, call), await _listens(bench, bob, bobs, call)
+    assert (await bob.send(f"/admin/listeners/{of_ann}", {}, X_Form_Token=bobs)).status == 404, "it isn't his"
+    controls = f"/admin/calls/{call}/controls"
+    answers = await asyncio.gather(
+        ann.send(controls, {"action": "take_over", "tap": of_ann, "id": "anns"}, X_Form_Token=anns),
+        bob.send(controls, {"action": "take_over", "tap": of_bob, "id": "bobs"}, X_Form_Token=bobs),
+        bob.send(controls, {"action": "take_over", "tap": of_ann, "id": "stolen"}, X_Form_Token=bobs))
+    assert [answer.status for answer in answers] == [202] * 3
+    taken: dict[str, ControlTaken] = {}
+    async with asyncio.timeout(5):
+        while not {"anns", "bobs", "stolen"} <= set(taken):
+            taken = {each.event.id: each.event for each in await bench.events(call)
+                     if isinstance(each.event, ControlTaken)}
+            await asyncio.sleep(0.02)
+    talker = {"ann": "anns", "bob": "bobs"}.pop(taps.talker)
+    [other] = {"anns", "bobs"} - {talker}
+    assert taken[talker].outcome == "talking"
+    assert (taken[other].outcome, taken[other].why) == ("refused", f"{taps.talker} talks to the caller")
+    assert (taken["stolen"].outcome, taken["stolen"].why) == ("refused", "listen to the call first")
+    assert sorted(await _audited(store, call)) == [
+        ("ann (operator)", "listen"), ("ann (operator)", "take_over"), ("bob (operator)", "listen"),
+        ("bob (operator)", "take_over"), ("bob (operator)", "take_over")]
+
+
+async def _audited(store: Store, call: str) -> list[tuple[str, str]]:
+    return [(entry.who, entry.action) for entry in reversed(await Audit(store).newest()) if entry.subject == call]
 
 
 async def test_a_viewer_may_not_listen_and_nobody_to_a_call_that_is_over(

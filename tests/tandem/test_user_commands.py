@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import asyncio
 import io
+from collections.abc import Callable
 
 import pytest
 
-from calls.operators import Role
+from calls.audit import Audit
+from calls.operators import Operators, Role
+from calls.second_factors import SecondFactors
 from calls.settings import Settings
+from calls.store import Store
 from tandem.errors import UserError
-from tandem.user_commands import disable_user, list_users, make_user
+from tandem.user_commands import (
+    change_password,
+    disable_user,
+    list_sessions,
+    list_users,
+    make_user,
+    reset_second_factor,
+    sign_out,
+)
 
 PASSWORD = "correct horse battery"
 
@@ -41,3 +54,30 @@ def test_without_a_password_nobody_is_made(settings: Settings, monkeypatch: pyte
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(UserError, match="12 to 200"):
         make_user(settings, "ann", Role.ADMIN)
+
+
+async def test_a_password_sessions_and_a_second_factor_are_changed_listed_and_ended(
+        settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    operators = Operators(store)
+    ann = await operators.make("ann", PASSWORD, Role.ADMIN)
+    token = await operators.sign_in(ann, "192.0.2.1", "Firefox")
+
+    async def tandem(command: Callable[..., None]) -> str:
+        await asyncio.to_thread(command, settings, "ann")
+        return capsys.readouterr().out
+
+    assert "192.0.2.1        Firefox" in await tandem(list_sessions)
+    assert await tandem(sign_out) == "ann: signed out\n"
+    assert await operators.signed_in(token) is None
+    with pytest.raises(UserError, match="no operator who is signed in is called ann"):
+        await tandem(sign_out)
+    monkeypatch.setattr("sys.stdin", io.StringIO("another horse battery\n"))
+    assert await tandem(change_password) == "ann: password changed\n"
+    assert await operators.known("ann", PASSWORD) is None
+    assert await operators.known("ann", "another horse battery") is not None
+    await SecondFactors(store, b"s" * 32).begin("ann")
+    assert await tandem(reset_second_factor) == "ann: second factor reset\n"
+    with pytest.raises(UserError, match="no operator with a second factor is called ann"):
+        await tandem(reset_second_factor)
+    assert [(entry.action, entry.subject) for entry in await Audit(store).newest()] == [
+        ("second factor reset", "ann"), ("password changed", "ann"), ("signed out", "ann")]
