@@ -29,6 +29,7 @@ from calls.settings import Settings
 from calls.store import Store
 
 Route = tuple[str, str]
+KEY = "key of"
 METRICS_TOKEN = "m" * 32
 
 # Whoever comes: the widget's endpoints and what they need, health, the sign-in.
@@ -62,11 +63,18 @@ BY_SESSION: dict[Route, Permission | None] = {
 }
 
 # Programs: the permission that one of the key's scopes must mean.
-BY_KEY: dict[Route, Permission] = {
+BY_KEY: dict[Route, Permission | None] = {
+    ("GET", "/api/openapi.json"): None,
     ("GET", "/api/v1/calls"): SEE, ("POST", "/api/v1/calls"): ACT, ("GET", "/api/v1/calls/{call}"): SEE,
     ("GET", "/api/v1/calls/{call}/recording"): SEE, ("GET", "/api/v1/calls/{call}/transcript.{kind}"): SEE,
     ("POST", "/api/v1/calls/{call}/controls"): ACT, ("WS", "/api/v1/calls/{call}/live"): SEE,
-    ("GET", "/api/v1/live"): SEE, ("GET", "/api/v1/search"): SEE,
+    ("DELETE", "/api/v1/calls/{call}"): Permission.ERASE, ("GET", "/api/v1/calls/{call}/latency"): SEE,
+    ("GET", "/api/v1/calls/{call}/words"): SEE,
+    ("GET", "/api/v1/live"): SEE, ("GET", "/api/v1/live/events"): SEE, ("GET", "/api/v1/search"): SEE,
+    ("GET", "/api/v1/latency"): SEE, ("GET", "/api/v1/fleet"): SEE,
+    ("GET", "/api/v1/keys"): KEYS, ("POST", "/api/v1/keys"): KEYS, ("DELETE", "/api/v1/keys/{id}"): KEYS,
+    ("GET", "/api/v1/operators"): OPERATORS, ("POST", "/api/v1/operators"): OPERATORS,
+    ("DELETE", "/api/v1/operators/{name}"): OPERATORS, ("GET", "/api/v1/audit"): AUDIT,
     ("GET", "/api/v1/agents"): SEE, ("GET", "/api/v1/agents/{name}"): SEE, ("PUT", "/api/v1/agents/{name}"): CONFIGURE,
     ("DELETE", "/api/v1/agents/{name}"): CONFIGURE, ("POST", "/api/v1/agents/{name}/public-key"): CONFIGURE,
     ("GET", "/api/v1/numbers"): SEE, ("PUT", "/api/v1/numbers/{pattern}"): CONFIGURE,
@@ -78,6 +86,8 @@ BY_KEY: dict[Route, Permission] = {
 SENT: dict[str, dict[str, Any]] = {
     "/admin/keys": {"name": "dialler", "scope": ["calls:read"]},
     "/admin/operators": {"name": "new", "password": PASSWORD, "role": "viewer"},
+    "/api/v1/keys": {"name": "dialler", "scopes": ["admin"]},
+    "/api/v1/operators": {"name": "another", "password": PASSWORD, "role": "viewer"},
     "/admin/calls/{call}/controls": {"action": "speak"}, "/api/v1/calls/{call}/controls": {"action": "speak"},
     "/admin/calls/{call}/listeners": {"sdp": "x"}, "/api/v1/agents/{name}": {"model": "echo"},
     "/api/v1/numbers/{pattern}": {"agent": "echo"},
@@ -100,7 +110,7 @@ class Visitor:
 
     @property
     def has_key(self) -> bool:
-        return self.name in ("all scopes", *Scope)
+        return self.name.startswith(KEY)
 
 
 def _routes() -> set[Route]:
@@ -145,16 +155,17 @@ async def visitors(port: int, store: Store) -> list[Visitor]:
         session = browser.cookies["tandem_session"]
         found.append(Visitor(role.value, ROLES[role], {"Cookie": f"tandem_session={session}"}, token))
     found.append(Visitor("a session as a key", headers={"Authorization": f"Bearer {session}"}))
-    for name, scopes in (*((scope.value, (scope,)) for scope in Scope), ("all scopes", tuple(Scope))):
-        _, key = await ApiKeys(store).make(name, scopes)
-        found.append(Visitor(name, frozenset(SCOPES[scope] for scope in scopes), {"Authorization": f"Bearer {key}"}))
+    for scopes in (*((scope,) for scope in Scope), tuple(Scope)):
+        _, key = await ApiKeys(store).make("program", scopes)
+        permissions = frozenset[Permission]().union(*(SCOPES[scope] for scope in scopes))
+        found.append(Visitor(f"{KEY} {scopes}", permissions, {"Authorization": f"Bearer {key}"}))
     return found
 
 
 async def _asked(port: int, visitor: Visitor, route: Route, form_token: str | None = None) -> tuple[int, str]:
     """The status, and where it leads or what is wrong."""
     method, path = route
-    there = path.format(call="none", kind="vtt", name="live.js" if "assets" in path else "echo", tap="none",
+    there = path.format(call="none", kind="vtt", name="live.js" if "assets" in path else "echo", tap="none", id="none",
                         pattern="4930") + ("?q=parking" if path.endswith("/search") else "")
     if method == "WS":
         return await _live(port, visitor, there)
