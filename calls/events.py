@@ -160,12 +160,14 @@ class ControlTaken:
 
 
 LineChange = Literal[
-    "key",  # `text`: the key; `via`: rfc4733 or info
+    "key",  # `text`: the key; `via`: rfc4733, info, or sound, where its tones are heard
     "held", "resumed",  # by `side`
     "sound_stopped", "sound_one_way", "sound_back",  # of the other side; one way: our sound doesn't arrive there
     "transfer",  # `text`: how it goes: whom, SIP status, words
     "ringing",  # of whom we call; `text`: early media, where sound comes before the answer
     "queued",  # all slots are taken: waits, at most so many seconds
+    "answered_by",  # of whom we called; `text`: person or machine, `via`: by what it is told
+    "tone",  # a machine records from now on; `text`: by what it is told
 ]
 
 

@@ -1,20 +1,26 @@
 """What happens on a call's telephone line, and what rules make of it and of the rest of the call.
 
 Keys, holds, transfers and sound that stops become events; a moment that a rule waits for becomes its control. So does
-the notice that the call is recorded: until it has been said, nothing is.
+the notice that the call is recorded: until it has been said, nothing is. Keys come as messages or as their tones; where
+the other side sends messages, its tones aren't listened to any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from calls.controls import Control, Result
 from calls.events import LineChange, LineNoted
 from calls.rules import Rule, RuleBook
+from media.audio import from_pcm16
+from media.recorder import Taped
+from media.tones import Keypad
 
 NOTICE = "recording notice"  # by whom it is said, as timelines tell it
+SOUND = "sound"  # how a key came that was heard
+SAME_KEY_FRAMES = 6  # within which a key that comes in two ways is one
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,13 @@ class LineWork(Protocol):
     async def on_line(self, control: Control) -> OnLine: ...
 
 
+class Ear(Protocol):
+    """Listens to the other side for a while."""
+
+    def hear(self, pcm: bytes) -> None: ...
+    def heard(self, text: str) -> None: ...
+
+
 class Line:
     """One call's. `emit` notes an event, `give` carries a control out, `now` is the frame of the call's clock, `spawn`
     runs a task for as long as the call does."""
@@ -40,6 +53,9 @@ class Line:
                  spawn: Callable[[Coroutine[None, None, None]], None]) -> None:
         self._book, self._call = RuleBook(rules), ""
         self._emit, self._give, self._now, self._spawn = emit, give, now, spawn
+        self.ear: Ear | None = None
+        self._keypad: Keypad | None = None
+        self._last_key = ("", "", 0)  # which, how, in which frame
 
     # what happens
 
@@ -47,9 +63,27 @@ class Line:
         self._emit(LineNoted(what, side, text, via, self._now()))
 
     def pressed(self, key: str, via: str) -> None:
-        """The other side has pressed a key."""
+        """The other side has pressed a key: which may come in two ways, and counts once."""
+        if via != SOUND:
+            self._keypad = None
+        key_before, via_before, k = self._last_key
+        if key == key_before and via != via_before and self._now() - k <= SAME_KEY_FRAMES:
+            return
+        self._last_key = key, via, self._now()
         self.note("key", "remote", key, via)
         self._follow(self._book.pressed(key))
+
+    def listen_for_keys(self) -> None:
+        """A telephone's: from now on keys are heard by their tones, too."""
+        self._keypad = Keypad()
+
+    def hear(self, pieces: Iterable[Taped]) -> None:
+        """Both sides' sound, 20 ms each."""
+        for piece in pieces:
+            if self._keypad is not None and (key := self._keypad.hear(from_pcm16(piece.said))) is not None:
+                self.pressed(key, SOUND)
+            if self.ear is not None:
+                self.ear.hear(piece.said)
 
     # what rules make of it
 
@@ -69,6 +103,8 @@ class Line:
         self._follow(self._book.advance(now_s, quiet_s, caller_spoke=caller_spoke))
 
     def heard(self, first_k: int, text: str) -> None:
+        if self.ear is not None:
+            self.ear.heard(text)
         self._follow(self._book.heard(first_k, text))
 
     def _follow(self, due: list[int]) -> None:

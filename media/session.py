@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, Protocol
 
 from calls import wire
 from calls.causes import q850
-from calls.controls import Control
+from calls.controls import Control, Result
 from calls.events import (
     CallAnswered,
     CallEnded,
@@ -207,6 +207,17 @@ class Session:
     def telephone(self, transport: LineWork) -> None:
         """The call comes by a telephone line, on which `transport` carries out what is wanted."""
         self._controls.transport = transport
+        self.line.listen_for_keys()
+
+    async def carried_out(self, control: Control, within_s: float) -> Result:
+        """A control of the transport's own, and what became of it."""
+        came: asyncio.Future[Result] = self._loop.create_future()
+        await self.control(control, lambda result: None if came.done() else came.set_result(result))
+        try:
+            async with asyncio.timeout(within_s):
+                return await came
+        except TimeoutError:
+            return Result(control.id, "unknown", 0, 0, "nothing became of it")
 
     def pause_recording(self) -> bool:
         """Both sides are silent in the recording, until `resume_recording`; False where there is none."""
@@ -304,6 +315,7 @@ class Session:
             pieces = self._crossing.take_tape()
             self._tape.take(pieces)
             self.taps.hear(pieces)
+            self.line.hear(pieces)
 
     def _say_measured(self, *, now: bool = False) -> None:
         if now or self._loop.time() - self._measured_at >= MEASURED_EVERY_S:

@@ -222,8 +222,7 @@ class Bridge(CallBridge):
         leg, caller_id = self._leg_to(address, dial.caller_id)
         received = CallReceived("sip", "outbound", address_of(caller_id), str(address), "", self.name, agent.name)
         session = self.new_session(received, agent, call=dial.call)
-        call = OutboundCall(leg, session, self.endpoint, self, address, caller_id, dial.ring_s or outbound.ring_s,
-                            outbound.longest_s)
+        call = OutboundCall(leg, session, self.endpoint, self, address, caller_id, dial, outbound)
         log.info("call %s to %s, by order of %s", session.call, address, dial.by)
         self.carry(call, call.serve())
         return Answer(dial.call)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import pjsua2 as pj
 
-from calls.controls import Control, Result
+from calls.controls import Control
 from calls.destinations import Address, parse_address
 from calls.events import EndReason
 from media.line import OnLine
@@ -29,6 +29,7 @@ REFER_TIMEOUT_S = 10.0  # for the answer to our REFER
 NOTIFY_TIMEOUT_S = 60.0  # and for what became of it; the other side rings somebody
 RING_S = 30.0  # of the second leg
 SAY_TIMEOUT_S = 60.0  # for the text to be said to the human
+HOLD_TIMEOUT_S = 5.0  # for the agent to hold its tongue
 BUSY, DECLINED, NOT_ALLOWED = 486, 603, "no destination that we may call"
 
 
@@ -117,12 +118,12 @@ class Transfer:
             session.line.note("transfer", "remote", f"{address}: answered", "bridge")
             if text:
                 await self._endpoint.command(lambda: patch.turn(Stage.BRIEFING))
-                said = await self._tell(Control(session.call, "say", text, by="transfer"))
+                said = await session.carried_out(Control(session.call, "say", text, by="transfer"), SAY_TIMEOUT_S)
                 if human.gone.is_set():
                     return OnLine("failed", "the human hung up before they were joined")
                 if said.outcome != "said":
                     session.line.note("transfer", "local", f"the text wasn't said: {said.outcome} {said.why}", "bridge")
-            await self._tell(Control(session.call, "hold", mute=True, by="transfer"))
+            await session.carried_out(Control(session.call, "hold", mute=True, by="transfer"), HOLD_TIMEOUT_S)
             await self._endpoint.command(lambda: patch.turn(Stage.JOINED))
             session.line.note("transfer", "local", f"{address}: joined", "bridge")
             self.human = human
@@ -130,16 +131,6 @@ class Transfer:
         finally:
             if self.human is None:
                 await self._let_go(human)
-
-    async def _tell(self, control: Control) -> Result:
-        """The agent's own control, and what became of it."""
-        came: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        await self._session.control(control, lambda result: None if came.done() else came.set_result(result))
-        try:
-            async with asyncio.timeout(SAY_TIMEOUT_S):
-                return await came
-        except TimeoutError:
-            return Result(control.id, "unknown", 0, 0, "nothing became of it")
 
     async def _let_go(self, human: Leg) -> None:
         """The second leg comes to nothing: the caller is with the agent again."""
@@ -174,5 +165,3 @@ async def _first(good: asyncio.Event, bad: asyncio.Event, timeout_s: float) -> b
     for wait in waits:
         wait.cancel()
     return good.is_set() and not bad.is_set()
-
-

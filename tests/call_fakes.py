@@ -63,6 +63,9 @@ class FakeWorker:
         self._server.close()
         await self._server.wait_closed()
 
+    def _outcome(self, control: wire.Control) -> str:
+        return self.outcomes.get(control.id, "said" if control.action == "say" and not self.outcomes else "held")
+
     def lose_all(self) -> None:
         """As a process that is killed."""
         assert self._server is not None
@@ -133,7 +136,7 @@ class FakeWorker:
                     self.controls.append(control)
                     self.given.append(given)
                     k = max(self.heard, default=0)
-                    await connection.send(wire.encode(wire.Outcome(control, self.outcomes.get(control, "held"), k, k)))
+                    await connection.send(wire.encode(wire.Outcome(control, self._outcome(given), k, k)))
                 case wire.Ping() as ping if not self.mute:
                     await connection.send(wire.encode(ping))
                 case wire.Close(reason):

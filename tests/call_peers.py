@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from media.audio import Samples, read_audio
@@ -12,7 +15,7 @@ from media.audio import Samples, read_audio
 SCENARIOS = Path(__file__).parent / "sip" / "scenarios"
 _BARESIP = """
 module_path {modules}
-sip_listen 127.0.0.1:0
+sip_listen 127.0.0.1:{port}
 net_interface 127.0.0.1
 audio_source aufile,{folder}/in.wav
 audio_player aubridge,none
@@ -75,12 +78,12 @@ async def _quits_after(process: asyncio.subprocess.Process, over: asyncio.Event)
     process.terminate()
 
 
-def _configure_baresip(folder: Path, play: Path) -> None:
+def _configure_baresip(folder: Path, play: Path, port: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     modules = next(Path("/usr/lib").glob("**/baresip/modules"))
     subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", str(folder / "in.wav")], check=True)
-    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder))
-    (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;audio_codecs=PCMU/8000/1\n")
+    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder, port=port))
+    (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;answermode=auto;audio_codecs=PCMU/8000/1\n")
     (folder / "contacts").write_text("")
 
 
@@ -105,3 +108,71 @@ async def sipp(
     said = errors.read_text() if errors.exists() else ""
     assert code == 0, f"sipp ended with {code}: {said}"
     return messages.read_text() if messages.exists() else ""
+
+
+@contextlib.asynccontextmanager
+async def callee(scenario: str, folder: Path, *options: str, calls: int = 1, **filled_in: object
+                 ) -> AsyncIterator[Callee]:
+    """sipp takes calls as the scenario says, in which `{name}` is filled in. Afterwards `messages` are there; fails
+    when it didn't go as written."""
+    there = Callee(free_port())
+    messages, errors = folder / f"{scenario}.messages", folder / f"{scenario}.errors"
+    text = (SCENARIOS / f"{scenario}.xml").read_text()
+    for name, value in filled_in.items():
+        text = text.replace(f"{{{name}}}", str(value))
+    (folder / f"{scenario}.xml").write_text(text)
+    process = await asyncio.create_subprocess_exec(
+        "sipp", "-sf", str(folder / f"{scenario}.xml"), "-m", str(calls), "-i", "127.0.0.1", "-p", str(there.port),
+        "-nostdin", "-rtp_echo", "-mp", str(free_port()), "-trace_msg", "-message_file", str(messages),
+        "-trace_err", "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        await _listens(there.port)
+        yield there
+        code = await asyncio.wait_for(process.wait(), 20)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        there.messages = messages.read_text() if messages.exists() else ""
+    assert code == 0, f"sipp ended with {code}: {errors.read_text() if errors.exists() else there.messages[-2000:]}"
+
+
+@dataclass
+class Callee:
+    """Somebody whom one can call."""
+
+    port: int
+    user: str = "callee"
+    messages: str = ""
+
+    @property
+    def uri(self) -> str:
+        return f"sip:{self.user}@127.0.0.1:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def answering_baresip(says: Path, folder: Path) -> AsyncIterator[Callee]:
+    """baresip takes calls at once, and plays a file to each, which must last longer than the call."""
+    there = Callee(free_port(), "ann")
+    _configure_baresip(folder, says, there.port)
+    process = await asyncio.create_subprocess_exec(
+        "baresip", "-f", str(folder), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT)
+    try:
+        await _listens(there.port)
+        yield there
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def _listens(port: int) -> None:
+    """Returns when somebody has this UDP port."""
+    async with asyncio.timeout(10):
+        while not _taken(port):
+            await asyncio.sleep(0.02)
+
+
+def _taken(port: int) -> bool:
+    """Looked up, not tried: who tries it takes it from whom it is meant for."""
+    return f":{port:04X} " in Path("/proc/net/udp").read_text()
