@@ -42,7 +42,7 @@ Known = Callable[[Request], Awaitable[Actor]]
 
 def filtered(
     q: Annotated[str, Query(max_length=500, description='words said: quotes, `or`, `-`')] = "",
-    protocol: Literal["", "sip", "webrtc"] = "", direction: Literal["", "inbound", "outbound"] = "",
+    protocol: Literal["", "sip", "webrtc", "chat"] = "", direction: Literal["", "inbound", "outbound"] = "",
     end: Annotated[Literal["", "running"] | EndReason, Query(description="how it ended, or `running`")] = "",
     agent: Text = "", worker: Text = "",
     caller: Annotated[str, Query(max_length=256, description="a part is enough")] = "",

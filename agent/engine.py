@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.generate import Controls, Generated, History
 from agent.moshi.layers import to_device
+from agent.moshi.prompt import PromptError
 from agent.moshi.sampling import tier_of
 from agent.moshi.stages import Stages, bucket_of
 from agent.moshi.transcribe import Transcribed, Transcriber, check_same_codes
+from agent.personas import Personas
 from agent.snapshot import Snapshot
 from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Past, Sampling, StepInputs, StepOutputs, TextMode
+from calls.wire import Persona
 
 __all__ = [
     "EchoEngine", "Engine", "ModelInfo", "MoshiEngine", "Sampling", "StepInputs", "StepOutputs", "TextMode",
@@ -32,9 +36,9 @@ __all__ = [
 class MoshiEngine:
     """A checkpoint with room for `slots` conversations, and beside it a speech-to-text model, if there is one, that
     hears the same codes. All state is allocated here, none in a step. Raises CheckpointError for a speech-to-text model
-    that hears others."""
+    that hears others. `voices` is a folder of voices, beside those that the checkpoint brings."""
 
-    def __init__(self, model: Model, slots: int, stt: Model | None = None) -> None:
+    def __init__(self, model: Model, slots: int, stt: Model | None = None, voices: Path | None = None) -> None:
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
         self._transcriber: Transcriber | None = None
@@ -51,6 +55,8 @@ class MoshiEngine:
             pause_classes=lm.extra_classes if stt is None else 1, text_tokens=lm.text_card_out,
             codebook_size=lm.audio_card)
         self.stages = Stages(model, slots)
+        self._personas = Personas(
+            model, lambda prompt: self.stages.prefill(prompt.history, prompt.embeddings), voices)
         self._codebooks = max(lm.caller_codebooks, self._transcriber.codebooks if self._transcriber else 0)
         self._silence = np.full(lm.generated_codebooks, -1, np.int64)
         self._silence[:lm.agent_codebooks] = model.silence()[:lm.generated_codebooks]
@@ -92,16 +98,31 @@ class MoshiEngine:
             raise ValueError(f"step: caller_codes must be from 0 to {self._info.codebook_size - 1}")
         return self._step(inputs, caller_codes, transcribe=False)
 
-    def rebuild(self, slot: int, past: Past) -> None:
-        """Bring a slot to where it would be after these steps. May run on another thread than `step`'s, beside steps of
-        other slots. Raises ValueError for what isn't of this model; then nothing has changed."""
+    def prepare(self, persona: Persona) -> None:
+        """Have what `begin` copies; takes a pass over the whole prompt the first time. Raises PromptError."""
+        self._personas.prefilled(persona)
+
+    def begin(self, slot: int, persona: Persona) -> None:
+        """A slot starts anew in its next step, which isn't `fresh` then, as somebody. May run on another thread than
+        `step`'s, beside steps of other slots. Raises PromptError; then nothing has changed."""
+        self.stages.begin(slot, self._personas.prefilled(persona))
+        if self._transcriber is not None:
+            self._transcriber.begin(slot)
+
+    def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
+        """Bring a slot to where it would be after these steps, which it took as somebody, where there is a `persona`:
+        a prompt that the window has left behind counts no more. May run on another thread than `step`'s, beside steps of other slots. Raises ValueError for what isn't of
+        this model; then nothing has changed."""
         info = self._info
+        prompt = self._personas.prompt(persona) if persona and past.whole else None
         past.check(info)
         own = info.agent_codebooks
         text, agent, caller, silence = (self._on_device(part, np.int64) for part in (
             past.text, past.agent_codes[:own], past.caller_codes, self._silence[:own]))
         heard, missed = (self._on_device(part, np.float32) for part in (past.heard, past.missed))
-        missed_codes = self.stages.rebuild(slot, History(text, agent, caller), heard, missed, silence, self._codebooks)
+        missed_codes = self.stages.rebuild(
+            slot, History(text, agent, caller), heard, missed, silence, self._codebooks,
+            prompt.history if prompt else None, prompt.embeddings if prompt else None)
         if self._transcriber is not None and self._transcriber.codebooks <= info.caller_codebooks:
             written = torch.from_numpy(past.caller_text >= 0).to(self.device)
             said = self._on_device(past.caller_text, np.int64)[written]
@@ -237,7 +258,13 @@ class EchoEngine:
     def default_sampling(self, rows: int) -> Sampling:
         return Sampling.of(rows)
 
-    def rebuild(self, slot: int, past: Past) -> None:
+    def prepare(self, persona: Persona) -> None:
+        raise PromptError("the echo isn't anybody")
+
+    def begin(self, slot: int, persona: Persona) -> None:
+        raise PromptError("the echo isn't anybody")
+
+    def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
         past.check(self._info)
         before = np.concatenate([past.heard, past.missed])
         self._heard[slot] = before[-1] if len(before) else 0

@@ -30,7 +30,7 @@ def load_models(settings: Settings) -> dict[str, Served]:
     ensure_model(settings)
     model = load_agent_model(settings)
     stt = load_stt_model(settings, model)
-    engine = MoshiEngine(model, slots=settings.slots, stt=stt)
+    engine = MoshiEngine(model, slots=settings.slots, stt=stt, voices=settings.voices)
     set_threads(engine, settings)
     _warm_up(engine)
     tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None

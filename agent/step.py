@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from calls.wire import Persona
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
@@ -148,6 +150,7 @@ class Past:
     caller_text: Ints  # [T], -1: none
     heard: Floats  # [n, frame_samples]
     missed: Floats  # [m, frame_samples]
+    whole: bool = True  # these are all of its steps since it began
 
     def check(self, info: ModelInfo) -> None:
         """Raise ValueError, one line, for what no slot of the model can have been through."""
@@ -187,9 +190,19 @@ class Engine(Protocol):
         """The model's own settings."""
         ...
 
-    def rebuild(self, slot: int, past: Past) -> None:
-        """Bring a slot, which isn't stepped meanwhile, to where it would be after these steps. On any thread. Raises
-        ValueError."""
+    def prepare(self, persona: Persona) -> None:
+        """What `begin` needs, which takes its time at first. On any thread. Raises ValueError for what the model wasn't
+        taught."""
+        ...
+
+    def begin(self, slot: int, persona: Persona) -> None:
+        """A slot, which isn't stepped meanwhile, starts as somebody in its next step, which isn't `fresh` then. On any
+        thread. Raises ValueError for what the model wasn't taught; then nothing has changed."""
+        ...
+
+    def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
+        """Bring a slot, which isn't stepped meanwhile, to where it would be after these steps, which it took as
+        somebody where there is a `persona`. On any thread. Raises ValueError."""
         ...
 
     def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:

@@ -9,7 +9,7 @@ import math
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -72,6 +72,7 @@ class _Call:
     layout: wire.StepLayout
     outbox: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(MESSAGES_TO_BRIDGE))
     words: WordTimer = field(default_factory=WordTimer)
+    persona: wire.Persona = field(default_factory=wire.Persona)
     resumes: bool = False  # its history comes first
     caller: CallerWords | None = None  # None: nobody writes down what the caller says
     last_k: int = -1
@@ -298,15 +299,20 @@ class Worker:
         info = device.engine.info
         layout = wire.StepLayout(info.generated_codebooks, info.caller_codebooks, info.pause_heads)
         served = self._models[lease.model]
-        call = _Call(lease, connection, device, served.tokenizer, layout, resumes=opened.resume,
+        call = _Call(lease, connection, device, served.tokenizer, layout, persona=opened.persona, resumes=opened.resume,
                      caller=CallerWords(*served.transcript) if served.transcript else None)
         sampling = opened.sampling
         if sampling.seed is None:
             sampling = replace(sampling, seed=secrets.randbits(63))
+        if opened.persona:
+            await _or_refused(asyncio.to_thread(device.engine.prepare, opened.persona))
         monologue = Monologue(word_splitter(call.tokenizer)) if call.tokenizer is not None else None
         seat = device.join(sampling, lambda stepped: self._stepped(call, stepped), monologue)
         if seat is None:
             raise Refused("busy", f"all {device.engine.slots} slots of {lease.model} are taken")
+        if opened.persona and not opened.resume:
+            device.engine.begin(seat.slot, opened.persona)  # a copy, far below a frame's length
+            seat.fresh = False
         self._calls[lease.call] = call
         current_call.set(lease.call)
         ready = wire.Ready(
@@ -329,8 +335,9 @@ class Worker:
         async with asyncio.timeout(HISTORY_S):
             past, call.last_k = await past_of(call.connection, call.layout, call.device.engine.info)
         began = time.monotonic()
-        if len(past.text):
-            rebuilding = asyncio.create_task(asyncio.to_thread(call.device.engine.rebuild, seat.slot, past))
+        if len(past.text) or call.persona:
+            rebuilding = asyncio.create_task(asyncio.to_thread(
+                call.device.engine.rebuild, seat.slot, past, call.persona))
             while not (await asyncio.wait({rebuilding}, timeout=STILL_AT_IT_S))[0]:
                 self._post(call, wire.encode(wire.Ping(0)))
             try:
@@ -425,6 +432,13 @@ def _command(control: wire.Control) -> Command | Resampling:
     if control.action == "set":
         return Resampling(control.id, control.sampling or wire.SamplingSettings())
     return Command(control.id, Action(control.action), control.text, control.mute)
+
+
+async def _or_refused(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except ValueError as error:
+        raise Refused("persona", str(error)) from None
 
 
 async def _send(call: _Call) -> None:

@@ -11,6 +11,7 @@ from agent.step import ModelInfo, Past
 from calls import wire
 
 KEPT_WINDOWS = 2  # of a moved call's steps: one that the model sees, one that what it saw then was made with
+FIRST_K = 4  # below which the first of all its steps is: fewer frames are lost before it
 MOST_HEARD = 512  # frames of the caller's that come with it
 
 
@@ -45,7 +46,7 @@ async def past_of(connection: ServerConnection, layout: wire.StepLayout, info: M
         agent_codes=codes([step.agent_codes for step in steps], info.generated_codebooks),
         caller_codes=codes([step.caller_codes for step in steps], info.caller_codebooks),
         caller_text=np.array([step.caller_text for step in steps], np.int64),
-        heard=sound(heard), missed=sound(missed)), last_k
+        heard=sound(heard), missed=sound(missed), whole=not steps or steps[0].k < FIRST_K), last_k
 
 
 def check_given(step: wire.Step, pcm: bytes, last_k: int, info: ModelInfo) -> None:

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from calls.rules import LONGEST_S, MOST_RULES, Rule
 from calls.settings import ECHO, Settings
-from calls.wire import MAX_LINE, SamplingSettings
+from calls.wire import MAX_LINE, MAX_ROLE, Persona, SamplingSettings
 
 DEFAULT_AGENT = "agent"
 MOST_AGENTS = 1000
@@ -41,6 +41,8 @@ class AgentSettings:
     greeting: Annotated[str, Field(max_length=MAX_LINE)] = ""
     rules: Annotated[tuple[Rule, ...], Field(max_length=MOST_RULES)] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    role: Annotated[str, Field(max_length=MAX_ROLE, description="for models that were taught roles")] = ""
+    voice: Annotated[str, Field(pattern=r"^([\w-][\w.-]{0,63})?$", description="of such a model")] = ""
     longest_call_s: Seconds | None = None
     longest_silence_s: Seconds | None = None
     recorded: bool = True
@@ -58,6 +60,10 @@ class Agent(AgentSettings):
 
     name: Name
     public_key: Annotated[str, Field(max_length=64)] = ""
+
+    @property
+    def persona(self) -> Persona:
+        return Persona(self.role, self.voice)
 
     @cached_property
     def in_calls(self) -> tuple[Rule, ...]:

@@ -56,6 +56,8 @@ class Settings(BaseSettings):
     stt: str = Field("auto", min_length=1, description="speech-to-text model for callers' words, beside the agent's: "
                      "`auto` (the agent's own, in its folder `stt`), `off`, a folder or a Hugging Face repository; it "
                      "must hear by the same Mimi")
+    voices: Path | None = Field(None, description="folder of voices for models that were taught such: `NAME.wav` (or "
+                                ".flac, .mp3, .ogg), `NAME.pt` as NVIDIA publishes them (docs/personas.md)")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights in memory; `auto` keeps the "
                                                           "checkpoint's on a GPU and takes float32 on a CPU")

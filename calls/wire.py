@@ -3,7 +3,7 @@
 A binary WebSocket message's first byte is its kind; numbers are little endian, JSON is UTF-8:
 
     kind        direction         payload
-    0 open      bridge -> worker  JSON: version, call, lease token, settings
+    0 open      bridge -> worker  JSON: version, call, lease token, settings, who the agent is
     0 ready     worker -> bridge  JSON: slot, model, frame, codebook counts, largest delay, us to the boundary
     1 audio     both              u32 k, s16le[frame]
     2 text      worker -> bridge  JSON: a piece, or a finished word with its first and last k
@@ -36,6 +36,7 @@ MAX_JSON_BYTES = 65536
 MAX_HISTORY_STEPS = 65536
 MAX_BYTES = 16 * 2**20  # of any message; the WebSockets of both sides are opened with it
 MAX_LINE = 2000  # characters of a line to say
+MAX_ROLE = 4000  # of an agent's role
 FORCED, MUTED = 0x10, 0x20  # in a step's mode, beside the text mode: its token was forced, its codes silence's
 NO_CODE = 65535  # in a step's u16 codes: there was none
 PATH = "/api/call"
@@ -87,10 +88,22 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True)
+class Persona:
+    """Who the agent is: its role, and the name of its voice; for models that were taught such."""
+
+    role: Annotated[str, Field(max_length=MAX_ROLE)] = ""
+    voice: Annotated[str, Field(pattern=r"^([\w-][\w.-]{0,63})?$")] = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.role or self.voice)
+
+
+@dataclass(frozen=True)
 class Open:
     call: ShortText
     lease: Annotated[str, Field(max_length=4096)]
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    persona: Persona = field(default_factory=Persona)
     resume: bool = False  # a history follows
     version: int = VERSION
 

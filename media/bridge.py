@@ -103,7 +103,7 @@ class CallBridge:
             self._settings.lease_s, self._settings.data_dir,
             records=agent.recorded and self._settings.recording == "on",
             move_within_s=self._settings.move_within_s, rules=agent.in_calls, sampling=agent.sampling,
-            notice=self._settings.recording_notice or "")
+            persona=agent.persona, notice=self._settings.recording_notice or "")
         return Session(call or uuid.uuid4().hex, received, agent.model, leases=self._router,
                        events=events or self._events, recordings=self._recordings, settings=settings)
 

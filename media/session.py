@@ -90,6 +90,7 @@ class SessionSettings:
     rules: tuple[Rule, ...] = ()  # what the agent does without an operator
     notice: str = ""  # said at the answer of a call that is recorded; before it has been, nothing is
     sampling: wire.SamplingSettings = field(default_factory=wire.SamplingSettings)  # at first
+    persona: wire.Persona = field(default_factory=wire.Persona)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Session:
         self.on_text: Callable[[wire.Text], None] = lambda _: None  # each token of the agent's, as the worker tells it
         self._fence = 0  # of our events: the lease's, once a worker is ready
         self._worker = WorkerHold(call, model, leases, settings.lease_s, settings.move_within_s, self._over,
-                                  settings.sampling)
+                                  settings.sampling, settings.persona)
         self._worker_lost = False
         self._listener: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None

@@ -40,7 +40,7 @@ class WorkerHold:
     """One call's. `over` is set when the call has ended: then nothing is tried any more."""
 
     def __init__(self, call: str, model: str, leases: Leases, lease_s: float, move_within_s: float,
-                 over: asyncio.Event, sampling: wire.SamplingSettings) -> None:
+                 over: asyncio.Event, sampling: wire.SamplingSettings, persona: wire.Persona) -> None:
         self.link: WorkerLink | None = None
         self.worker = ""  # whose link it is, or was last
         self.fence = 0  # the highest that the call has held
@@ -48,6 +48,7 @@ class WorkerHold:
         # the bridge draws the seed, so that a call that moves goes on drawing as it did
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         self.sampling = replace(sampling, seed=seed)
+        self._persona = persona
         self._call, self._model, self._leases, self._over = call, model, leases, over
         self._lease_s, self._move_within_s = lease_s, move_within_s
         self._loop = asyncio.get_running_loop()
@@ -195,7 +196,8 @@ class WorkerHold:
 
     async def _open(self, lease: Lease, moved: Moved | None) -> WorkerLink:
         self._opening = asyncio.create_task(WorkerLink.open(
-            lease.url, self._call, self._leases.token(lease), sampling=self.sampling, moved=moved))
+            lease.url, self._call, self._leases.token(lease), sampling=self.sampling, persona=self._persona,
+            moved=moved))
         return await self._opening
 
     async def _note(self, lease: Lease, lost: WorkerLost) -> None:

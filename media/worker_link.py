@@ -58,7 +58,8 @@ class WorkerLink:
 
     @classmethod
     async def open(cls, url: str, call: str, token: str, *, sampling: wire.SamplingSettings | None = None,
-                   moved: Moved | None = None, timeout_s: float = OPEN_TIMEOUT_S) -> WorkerLink:
+                   persona: wire.Persona | None = None, moved: Moved | None = None,
+                   timeout_s: float = OPEN_TIMEOUT_S) -> WorkerLink:
         """Connect to the worker at `url` and wait until it is ready; raises WorkerLost within `timeout_s`. With `moved`
         the worker is handed a call that has begun elsewhere."""
         connection: ClientConnection | None = None
@@ -68,7 +69,8 @@ class WorkerLink:
                     url.rstrip("/") + wire.PATH, compression=None, max_size=wire.MAX_BYTES, proxy=None,
                     ping_interval=None, open_timeout=None, close_timeout=CLOSE_TIMEOUT_S,
                     user_agent_header=None, write_limit=WRITE_BUFFER_BYTES)
-                opening = wire.Open(call, token, sampling or wire.SamplingSettings(), resume=moved is not None)
+                opening = wire.Open(call, token, sampling or wire.SamplingSettings(), persona or wire.Persona(),
+                                    resume=moved is not None)
                 await connection.send(wire.encode(opening))
                 ready = _expect_ready(_decode(await connection.recv(), None))
                 if moved is not None and moved.layout == ready.layout:

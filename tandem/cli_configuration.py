@@ -47,6 +47,8 @@ def agent_set(
     name: _Name,
     model: Annotated[str | None, typer.Option(help="as workers offer it")] = None,
     greeting: Annotated[str | None, typer.Option(help="what it says at the answer; '' for nothing")] = None,
+    role: Annotated[str | None, typer.Option(help="who it is, for models taught roles; '' for nobody")] = None,
+    voice: Annotated[str | None, typer.Option(help="how it sounds, of such a model")] = None,
     longest_call: Annotated[float | None, typer.Option(min=0, max=LONGEST_S, help="seconds; 0 for no limit")] = None,
     longest_silence: Annotated[float | None, typer.Option(min=0, max=LONGEST_S, help="seconds; 0 for no limit")] = None,
     recorded: Annotated[bool | None, typer.Option("--recorded/--not-recorded", help="whether its calls are")] = None,
@@ -63,7 +65,8 @@ def agent_set(
     from tandem.agent_commands import set_agent
 
     changes: dict[str, Any] = {key: value for key, value in (
-        ("model", model), ("greeting", greeting), ("recorded", recorded)) if value is not None}
+        ("model", model), ("greeting", greeting), ("role", role), ("voice", voice), ("recorded", recorded))
+        if value is not None}
     changes |= {key: seconds or None for key, seconds in (
         ("longest_call_s", longest_call), ("longest_silence_s", longest_silence)) if seconds is not None}
     sampling = {key: value for key, value in (

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from call_fakes import RECEIVED, FakeEvents, FakeLeases, FakeWorker, until
 
+from calls import wire
 from calls.rules import Rule
 from media.audio import CHUNK
 from media.crossing import Crossing
@@ -70,10 +71,11 @@ class Bench:
         self.move_within_s = 15.0
         self.recordings: Kept | None = None
         self.rules: tuple[Rule, ...] = ()
+        self.persona = wire.Persona()
 
     def session(self) -> Session:
         settings = SessionSettings(self.lease_s, self.data_dir, records=self.recordings is not None,
-                                   move_within_s=self.move_within_s, rules=self.rules)
+                                   move_within_s=self.move_within_s, rules=self.rules, persona=self.persona)
         return Session("call-1", RECEIVED, "fake", leases=self.leases, events=self.events, settings=settings,
                        recordings=self.recordings)
 

@@ -110,6 +110,8 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype:
         fill(lm, moshi_file, device, dtype or _stored_dtype(moshi_file))
         if adapters is not None:
             adapters.merge_into(lm)
+    if lm_config.generated_codebooks > lm_config.agent_codebooks and (voices := found.find("voices.tgz", False)):
+        files["voices"] = voices
     generation = config.get("lm_gen_config") or {}
     return Model(name, lm.eval(), *codecs, generation, config, found.mimi_config, files)
 

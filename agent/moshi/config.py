@@ -248,7 +248,7 @@ LORA_FILE = "lora.safetensors"  # as the public fine-tuning code calls it
 NOT_THE_LMS = frozenset({
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "lm_gen_config",
     "tts_config", "stt_config", "model_id", "lora", "lora_rank", "lora_scaling", "version",
-    "voice_name", "voice_config_name",
+    "voice_name", "voice_config_name", "roles",
 })
 
 FIRST_7B: Mapping[str, Any] = {

@@ -78,6 +78,17 @@ class History(NamedTuple):
     def __len__(self) -> int:
         return self.text.shape[0]
 
+    def then(self, later: History) -> History:
+        return History(torch.cat([self.text, later.text]), torch.cat([self.agent, later.agent], dim=1),
+                       torch.cat([self.caller, later.caller], dim=1))
+
+
+class Prefilled(NamedTuple):
+    """What steps that one slot took leave behind, to be put into any."""
+
+    history: History
+    keys_values: list[tuple[Tensor, Tensor]]  # of each layer, [T, heads, head_dim]
+
 
 class GeneratorState:
     """What the language model remembers of each slot; the last slot is scratch."""
@@ -161,10 +172,25 @@ class Generator:
             codes = F.pad(codes, (0, config.generated_codebooks - agent), value=-1)
         return Generated(text, sampled_text, codes, aligned, self._pauses(x), entropy[:, 0], spread)
 
-    def rebuild(self, history: History, state: GeneratorState, slot: int) -> None:
-        """Bring a slot to where it would be after these steps, in one pass; positions count from the first."""
+    def rebuild(self, history: History, state: GeneratorState, slot: int, embeddings: Tensor | None = None) -> None:
+        """Bring a slot to where it would be after these steps, in one pass; positions count from the first. The first
+        of them read `embeddings` [n, dim], where these are given, in place of their tokens."""
+        self.model.transformer.prefill(self._read(history, embeddings), state.ring, slot)
+        self._remember(history, state, slot)
+
+    def prefill(self, history: History, embeddings: Tensor | None = None) -> Prefilled:
+        """As `rebuild`, to be `put` into slots."""
+        return Prefilled(history, self.model.transformer.keys_values(self._read(history, embeddings)))
+
+    def put(self, prefilled: Prefilled, state: GeneratorState, slot: int) -> None:
+        """Bring a slot to where it would be after these steps."""
+        for layer, (keys, values) in enumerate(prefilled.keys_values):
+            state.ring.fill(layer, slot, keys, values)
+        self._remember(prefilled.history, state, slot)
+
+    def _read(self, history: History, embeddings: Tensor | None) -> Tensor:
+        """What the temporal transformer reads in each of these steps [T, dim]."""
         config, agent, count = self.config, self.config.agent_codebooks, len(history)
-        length = state.tokens.shape[2]
         taken = torch.cat([history.text[None], history.agent])  # [1 + agent codebooks, T]
         delays = config.delays[1 + agent:]
         inputs = self._initial[:, None].repeat(1, count)
@@ -173,15 +199,21 @@ class Generator:
             stream[delay:] = codes[:max(0, count - delay)]
         steps = torch.arange(count, device=inputs.device)
         inputs = torch.where(steps <= self._delays[:, None], self._initial[:, None], inputs)
-        self.model.transformer.prefill(self.model.embed(inputs.T), state.ring, slot)
+        read = self.model.embed(inputs.T)
+        return read if embeddings is None else torch.cat([embeddings, read[len(embeddings):]])
 
+    def _remember(self, history: History, state: GeneratorState, slot: int) -> None:
+        """The tokens that the next steps look back at."""
+        config, agent, count = self.config, self.config.agent_codebooks, len(history)
+        length, delays = state.tokens.shape[2], config.delays[1 + agent:]
+        taken = torch.cat([history.text[None], history.agent])
         ring, recent = state.tokens[slot], state.recent[slot]
         ring.fill_(UNGENERATED)
         for step in range(max(0, count - length), count):  # the latest last: a ring's places are used again
             ring[:1 + agent, (step + 1) % length] = taken[:, step]
             for stream, codes, delay in zip(ring[1 + agent:], history.caller, delays, strict=True):
                 stream[(step + delay) % length] = codes[step]
-        kept = torch.arange(max(0, count - SIGNS_WINDOW), count, device=inputs.device)
+        kept = torch.arange(max(0, count - SIGNS_WINDOW), count, device=recent.device)
         recent[:, kept % SIGNS_WINDOW] = taken[:, kept]
 
     def aligned(self, history: History, last: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
-from agent.moshi.generate import Controls, Generated, Generator, GeneratorState, History
+from agent.moshi.generate import Controls, Generated, Generator, GeneratorState, History, Prefilled
 from agent.moshi.layers import Rows
 
 
@@ -82,13 +82,25 @@ class Stages:
         return self.model.voice.decode_step(codes, self.decoder, self.decode_clock.rows(slots, fresh))
 
     @torch.inference_mode()
+    def prefill(self, history: History, embeddings: Tensor | None) -> Prefilled:
+        """What a prompt leaves behind (Generator.prefill)."""
+        return self._generator.prefill(history, embeddings)
+
+    @torch.inference_mode()
+    def begin(self, slot: int, prefilled: Prefilled) -> None:
+        """A slot's next step is the first one after a prompt. May run beside steps of other slots."""
+        self._generator.put(prefilled, self.generator, slot)
+        self.generate_clock.positions[slot] = len(prefilled.history)
+        self.encode_clock.positions[slot] = self.decode_clock.positions[slot] = 0
+
+    @torch.inference_mode()
     def rebuild(self, slot: int, history: History, heard: Tensor, missed: Tensor, silence: Tensor, codebooks: int,
-                ) -> Tensor:
+                before: History | None = None, embeddings: Tensor | None = None) -> Tensor:
         """Bring a slot to where it would be after the steps of `history`, of which `heard` [n, frame_samples] is the
         caller's sound in the last ones, and after steps in which `missed` [m, frame_samples] is heard and the agent is
         silent, by the codes `silence` [agent codebooks]. The language model takes one pass over all of them, the codec
-        goes through these sounds. Returns what was missed as codes [m, codebooks]. May run beside steps of other
-        slots."""
+        goes through these sounds. Returns what was missed as codes [m, codebooks]. `before` are a prompt's steps, which
+        nobody heard, `embeddings` what their first ones read. May run beside steps of other slots."""
         missed_codes = missed.new_zeros(len(missed), codebooks, dtype=torch.int64)
         for at, pcm in enumerate([*heard, *missed]):
             codes = self.encode([slot], [at == 0], pcm[None], codebooks)
@@ -98,7 +110,8 @@ class Stages:
             torch.cat([history.text, history.text.new_full((len(missed),), PAD_TOKEN)]),
             torch.cat([history.agent, silence[:, None].expand(-1, len(missed))], dim=1),
             torch.cat([history.caller, missed_codes.T[:len(history.caller)]], dim=1))
-        self._generator.rebuild(history, self.generator, slot)
+        history = history if before is None else before.then(history)
+        self._generator.rebuild(history, self.generator, slot, embeddings)
         self.generate_clock.positions[slot] = len(history)
         if len(history.agent):
             for at, frame in enumerate(self._generator.aligned(history, len(heard) + len(missed))):

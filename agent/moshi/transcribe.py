@@ -99,6 +99,10 @@ class Transcriber:
         """Everything there is of a slot, as rows of these tensors' first dimension; the last row is scratch."""
         return self._state.rows() | {"position": torch.from_numpy(self._clock.positions)}
 
+    def begin(self, slot: int) -> None:
+        """A slot starts anew in its next step."""
+        self._clock.positions[slot] = 0
+
     @torch.inference_mode()
     def rebuild(self, slot: int, text: Tensor, codes: Tensor) -> None:
         """Bring a slot to where it would be after it wrote `text` [T] of these codes [codebooks, T]."""

@@ -6,6 +6,7 @@ norms, GELU, layer scales).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,14 +52,21 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """A whole sequence at once, from position 0: x [B, T, dim] -> [B, T, dim]."""
-        return self._whole(x, None, 0)
+        return self._whole(x, lambda _layer, _k, _v: None)
 
     def prefill(self, x: Tensor, ring: KVRing, slot: int) -> None:
         """As if the slot had gone step by step through x [T, dim], from position 0: its keys and values are in `ring`.
         For stacks of one position a step."""
-        self._whole(x[None], ring, slot)
+        self._whole(x[None], lambda layer, k, v: ring.fill(layer, slot, k[0], v[0]))
 
-    def _whole(self, x: Tensor, ring: KVRing | None, slot: int) -> Tensor:
+    def keys_values(self, x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values [T, heads, head_dim] of x [T, dim], as `prefill` writes them."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        self._whole(x[None], lambda _layer, k, v: kept.append((k[0], v[0])))
+        return kept
+
+    def _whole(self, x: Tensor, take: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """`take` is given each layer's keys and values [B, T, heads, head_dim]."""
         config = self.config
         rotation = None
         if config.max_period is not None:
@@ -68,8 +76,7 @@ class Transformer(nn.Module):
             q, k, v = split_heads(linear(norm(x, layer.norm1, config), layer.attend_in), config.heads)
             if rotation is not None:
                 q, k = rotate(q, rotation), rotate(k, rotation)
-            if ring is not None:
-                ring.fill(i, slot, k[0], v[0])
+            take(i, k, v)
             out = windowed_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), config.context)
             x = x + scaled(linear(out.transpose(1, 2).flatten(2), layer.attend_out), layer.scale1)
             x = x + scaled(feed_forward(norm(x, layer.norm2, config), layer), layer.scale2)

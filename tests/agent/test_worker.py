@@ -241,6 +241,15 @@ async def test_unknown_kinds_are_ignored_pings_answered_controls_told_to_be_unsu
         assert await _next(connection) == wire.Outcome("c1", "unsupported", 0, 0, "this model has no text")
 
 
+async def test_a_call_as_somebody_is_refused_by_a_model_that_wasnt_taught_that(start: Start) -> None:
+    worker = await start()
+    async with _opened(worker, persona=wire.Persona("You are a waiter.")) as (_, answer):
+        assert isinstance(answer, wire.Error)
+        assert (answer.code, answer.text) == ("persona", "the echo isn't anybody")
+    async with _opened(worker, "next", fence=1) as (_, ready):
+        assert isinstance(ready, wire.Ready)  # and all slots are free
+
+
 async def test_a_close_is_answered_with_a_close(start: Start) -> None:
     async with _opened(await start()) as (connection, _):
         await connection.send(wire.encode(wire.Close(wire.CloseReason.ENDED)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calls.agents import Agent, Configuration, Number, settings_agents, version_0
 from calls.rules import Rule
 from calls.settings import Settings
-from calls.wire import SamplingSettings
+from calls.wire import Persona, SamplingSettings
 
 SETTINGS = Settings(model="some/moshiko", rules=(Rule("answered", "hold"),))
 SHOP = Agent(name="shop", model="nano", greeting="Hello.", public_key="pk_0123456789abcdefABCDEF")
@@ -29,6 +29,13 @@ def test_version_0_is_the_default_agent_for_everybody_and_the_echo() -> None:
     for called in ("agent", "+491234", "", "echo1"):
         assert first.called(called) == Agent(name="agent", model="moshiko", rules=SETTINGS.rules)
     assert first.called("echo").model == "echo"
+
+
+@pytest.mark.parametrize("changed", [{"voice": "../secret"}, {"voice": ".hidden"}, {"role": "a" * 4001}])
+def test_a_voice_is_a_name_and_a_role_has_a_bound(changed: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        Agent(name="front", model="nano", **changed)
+    assert Agent(name="front", model="nano", role="A waiter.", voice="NATF2").persona == Persona("A waiter.", "NATF2")
 
 
 def test_recording_that_the_settings_turn_off_is_off_in_version_0() -> None:

@@ -25,6 +25,7 @@ from media.session import Session
 
 
 async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(bench: Bench) -> None:
+    bench.persona = wire.Persona("You are a waiter.", "host")
     session, transport = await bench.talking()
     await bench.frames(transport, 6)
     async with FakeWorker() as other:
@@ -33,6 +34,7 @@ async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(be
         await until(lambda: other.opens)
         assert other.opens[0].resume
         assert other.opens[0].sampling.seed == bench.worker.opens[0].sampling.seed is not None
+        assert other.opens[0].persona == bench.worker.opens[0].persona == bench.persona
         await until(lambda: other.histories)
         [history] = other.histories
         ks = [step.k for step in history.steps]
