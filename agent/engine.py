@@ -110,9 +110,9 @@ class MoshiEngine:
             self._transcriber.begin(slot)
 
     def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
-        """Bring a slot to where it would be after these steps, which it took as somebody, where there is a `persona`:
-        a prompt that the window has left behind counts no more. May run on another thread than `step`'s, beside steps of other slots. Raises ValueError for what isn't of
-        this model; then nothing has changed."""
+        """Bring a slot to where it would be after these steps, which it took as somebody, where there is a `persona`: a
+        prompt that the window has left behind counts no more. May run on another thread than `step`'s, beside steps of
+        other slots. Raises ValueError for what isn't of this model; then nothing has changed."""
         info = self._info
         prompt = self._personas.prompt(persona) if persona and past.whole else None
         past.check(info)
