@@ -7,6 +7,7 @@
     /api/v1/telephony …         trunks, whose calls we take, whom we may call
     /api/v1/agents, /numbers    who answers (admin/api_configuration.py)
     /api/v1/webhooks …          who is told what happens (admin/api_webhooks.py)
+    /api/v1/retention           how long calls are kept, what is redacted (admin/api_retention.py)
     /api/v1/keys, /operators    who may (admin/api_people.py)
 
 Each request shows an API key; one error shape: {"error": code, "message": sentence}.
@@ -27,12 +28,13 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.routing import BaseRoute
 
-from admin import api_calls, api_configuration, api_people, api_telephony, api_webhooks
+from admin import api_calls, api_configuration, api_people, api_retention, api_telephony, api_webhooks
 from admin.access import Access
 from admin.configuring import Configuring
 from admin.errors import UNAVAILABLE
 from admin.live import LiveStreams
 from admin.messages import address_of, as_json, control_of, event_message, object_of, text_of, whole_call
+from admin.retaining import Retaining
 from admin.service import Actor, NotAllowed, Permission, Service
 from admin.telephoning import Telephoning
 from admin.webhooking import Webhooking
@@ -56,7 +58,8 @@ class Api:
         self._service, self._access = service, access
         self._connections = 0
 
-    def router(self, configuring: Configuring, telephoning: Telephoning, webhooking: Webhooking) -> APIRouter:
+    def router(self, configuring: Configuring, telephoning: Telephoning, webhooking: Webhooking, retaining: Retaining
+               ) -> APIRouter:
         router, service = APIRouter(prefix=PREFIX), self._service
 
         async def by_key(request: Request, _: Any = _KEY) -> Actor:
@@ -66,6 +69,7 @@ class Api:
         router.include_router(api_configuration.routes(configuring, by_key))
         router.include_router(api_telephony.routes(telephoning, by_key))
         router.include_router(api_webhooks.routes(webhooking, by_key))
+        router.include_router(api_retention.routes(retaining, by_key))
         router.include_router(api_people.routes(service, by_key))
 
         @router.websocket("/calls/{call}/live")

@@ -19,6 +19,7 @@ from admin.dashboard import Dashboard
 from admin.dashboard_access import AccessPages
 from admin.errors import answer_errors
 from admin.listening import Listening
+from admin.retaining import Retaining
 from admin.service import Service
 from admin.sign_in import SignIn
 from admin.telephoning import Telephoning
@@ -57,7 +58,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     answer_errors(app)
     api = Api(service, access)
-    app.include_router(api.router(configuring, telephoning, webhooking))
+    app.include_router(api.router(configuring, telephoning, webhooking, Retaining(store)))
     app.include_router(api.document(app.routes))
     app.include_router(sign_in.router())
     app.include_router(AccessPages(service, accounts, sign_in).router())

@@ -78,6 +78,7 @@ class Call(Base):
     frames_missing: Mapped[int | None]
     underruns: Mapped[int | None]
     q850: Mapped[int | None] = mapped_column(SmallInteger)
+    redaction_version: Mapped[int | None]  # of the retention's rules that have seen it
 
     __table_args__ = (
         CheckConstraint("sip_status BETWEEN 100 AND 699", name="calls_sip_status"),
@@ -243,6 +244,29 @@ class ErasedCall(Base):
     url: Mapped[str | None]
 
     __table_args__ = (Index("erased_calls_with_sound", "erased_at", postgresql_where=sql("url IS NOT NULL")),)
+
+
+class RetentionVersion(Base):
+    """A version of the rules by which calls are erased and redacted (calls/retention.py)."""
+
+    __tablename__ = "retention_versions"
+
+    version: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[datetime]
+    by: Mapped[str]
+    rules: Mapped[dict[str, Any]] = mapped_column(JSONB)
+
+
+class Redaction(Base):
+    """Something in a call was redacted: `spans` are the seconds of its recording that are, or are to be, silent."""
+
+    __tablename__ = "redactions"
+
+    call_id: Mapped[str] = mapped_column(ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True)
+    at: Mapped[datetime]
+    found: Mapped[int]
+    spans: Mapped[list[list[float]]] = mapped_column(JSONB)
+    silenced_at: Mapped[datetime | None]
 
 
 class ApiKey(Base):

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +26,7 @@ import numpy as np
 
 from calls.events import Envelope, Event, RecordingKept
 from media.audio import SAMPLE_RATE
-from media.recorder import SUFFIX, RawRecording, RecordingError
+from media.recorder import CHANNELS, SUFFIX, RawRecording, RecordingError
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,54 @@ class Storage:
         return url
 
 
+async def silence(url: str, codec: Codec, spans: Sequence[tuple[float, float]]) -> int:
+    """Makes these seconds of a kept recording silent on both sides; returns its bytes afterwards. Raises
+    StorageError."""
+    return await asyncio.to_thread(_silence, url, codec, spans)
+
+
+def _silence(url: str, codec: Codec, spans: Sequence[tuple[float, float]]) -> int:
+    _check_name(url)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            before, after = Path(folder, "before"), Path(folder, f"after.{codec}")
+            filesystem, path = fsspec.core.url_to_fs(url)
+            filesystem.get_file(path, str(before))
+            _encode(_silenced(_decoded(before), spans), after, codec)
+            size = after.stat().st_size
+            if urlsplit(url).scheme in ("", "file"):
+                part = Path(path + ".part")
+                shutil.copy(after, part)
+                part.chmod(0o600)
+                os.replace(part, path)
+            else:
+                filesystem.put_file(str(after), path)
+        return size
+    except Exception as error:  # each kind of storage has errors of its own; it is tried again
+        raise StorageError(f"{url}: {type(error).__name__}: {error}") from error
+
+
+def _decoded(path: Path) -> Iterator[np.ndarray]:
+    """int16 [samples, 2] at SAMPLE_RATE."""
+    with av.open(str(path)) as file:
+        resampler = av.AudioResampler(format="s16", layout="stereo", rate=SAMPLE_RATE)
+        for frame in itertools.chain(file.decode(audio=0), (None,)):
+            for part in resampler.resample(frame):
+                yield part.to_ndarray().reshape(-1, CHANNELS)
+
+
+def _silenced(blocks: Iterable[np.ndarray], spans: Sequence[tuple[float, float]]) -> Iterator[np.ndarray]:
+    at = 0
+    for block in blocks:
+        for begin_s, end_s in spans:
+            first, last = (min(max(round(seconds * SAMPLE_RATE) - at, 0), len(block)) for seconds in (begin_s, end_s))
+            if first < last:
+                block = block.copy()
+                block[first:last] = 0
+        at += len(block)
+        yield block
+
+
 async def remove(url: str) -> None:
     """A recording, by the URL or path that `Storage.put` returned; none there is well. Raises StorageError."""
     await asyncio.to_thread(_remove, url)
@@ -146,24 +197,25 @@ class KeptFile:
 
 def encode(raw: RawRecording, out: Path, codec: Codec) -> None:
     """Write the whole recording to `out`, whole or not at all. Raises OSError and av.error.FFmpegError."""
-    container, name = _CONTAINERS[codec]
     part = out.with_name(out.name + ".part")
     try:
-        _encode(raw, part, container, name, _OPUS_BITS if codec == "opus" else None)
+        _encode(raw.blocks(), part, codec)
         part.chmod(0o600)
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _encode(raw: RawRecording, out: Path, container: str, name: str, bits: int | None) -> None:
+def _encode(blocks: Iterable[np.ndarray], out: Path, codec: Codec) -> None:
+    """int16 [samples, 2] at SAMPLE_RATE."""
+    container, name = _CONTAINERS[codec]
     with av.open(str(out), "w", format=container) as file:
         stream = file.add_stream(name, rate=SAMPLE_RATE, layout="stereo")
         assert isinstance(stream, av.AudioStream)
-        if bits is not None:
-            stream.bit_rate = bits
+        if codec == "opus":
+            stream.bit_rate = _OPUS_BITS
         at = 0
-        for block in raw.blocks():
+        for block in blocks:
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block).reshape(1, -1), format="s16",
                                                layout="stereo")
             frame.sample_rate, frame.pts = SAMPLE_RATE, at

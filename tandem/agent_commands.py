@@ -51,7 +51,7 @@ def show_agent(settings: Settings, name: str) -> None:
 
 def put_agent(settings: Settings, name: str, file: Path) -> None:
     """Make it, or change it wholly."""
-    _put(settings, _agent(name, _read(file)))
+    _put(settings, _agent(name, read_json(file)))
 
 
 def set_agent(settings: Settings, name: str, changes: Mapping[str, Any], sampling: Mapping[str, Any],
@@ -62,7 +62,7 @@ def set_agent(settings: Settings, name: str, changes: Mapping[str, Any], samplin
     given |= changes
     given["sampling"] = given.get("sampling", {}) | sampling
     if rules is not None:
-        given["rules"] = _read(rules)
+        given["rules"] = read_json(rules)
     if "model" not in given:
         raise UserError(f"there is no agent {name}: give --model to make one")
     _put(settings, _agent(name, given))
@@ -79,7 +79,7 @@ def list_numbers(settings: Settings) -> None:
 
 
 def set_number(settings: Settings, pattern: str, agent: str) -> None:
-    number = _meant(NUMBER, {"pattern": pattern, "agent": agent})
+    number = meant(NUMBER, {"pattern": pattern, "agent": agent})
     _done(settings, lambda configuring, actor: configuring.put_number(actor, number))
 
 
@@ -93,14 +93,14 @@ def _put(settings: Settings, wanted: Agent) -> None:
 
 
 def _agent(name: str, given: object) -> Agent:
-    return _meant(AGENT, {"name": name} | _SETTINGS.dump_python(_meant(_SETTINGS, given)))
+    return meant(AGENT, {"name": name} | _SETTINGS.dump_python(meant(_SETTINGS, given)))
 
 
 def _settings_of(agent: Agent) -> dict[str, Any]:
     return {key: value for key, value in AGENT.dump_python(agent, mode="json").items() if key not in _OWN}
 
 
-def _meant(adapter: TypeAdapter[Given], given: object) -> Given:
+def meant(adapter: TypeAdapter[Given], given: object) -> Given:
     """Raises UserError."""
     try:
         return adapter.validate_python(given)
@@ -111,7 +111,7 @@ def _meant(adapter: TypeAdapter[Given], given: object) -> Given:
         raise UserError(f"{where}: {said}" if where else said) from None
 
 
-def _read(file: Path) -> Any:
+def read_json(file: Path) -> Any:
     """Raises UserError."""
     try:
         with sys.stdin.buffer if str(file) == "-" else file.open("rb") as opened:

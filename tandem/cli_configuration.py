@@ -1,4 +1,4 @@
-"""The command line's groups `agent` and `number`: who answers calls, as the API has it, too."""
+"""The command line's groups `agent`, `number` and `retention`: who answers calls, and for how long they are kept."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from calls.settings import load_settings
 agent = typer.Typer(help="Agents: what answers calls, from the next one on.", no_args_is_help=True,
                     rich_markup_mode=None)
 number = typer.Typer(help="Numbers, and the agents that they reach.", no_args_is_help=True, rich_markup_mode=None)
+
+retention = typer.Typer(help="How long calls are kept, and what is redacted in them.", no_args_is_help=True,
+                        rich_markup_mode=None)
 
 _Name = Annotated[str, typer.Argument(help="an agent's name, from `tandem agent list`")]
 _Pattern = Annotated[str, typer.Argument(help="as it is called; * stands for any characters, ? for one")]
@@ -106,3 +109,29 @@ def number_remove(pattern: _Pattern) -> None:
     from tandem.agent_commands import remove_number
 
     remove_number(load_settings(), pattern)
+
+
+@retention.command("show")
+def retention_show() -> None:
+    """The rules, as JSON that `tandem retention set` takes."""
+    from tandem.retention_commands import show_rules
+
+    show_rules(load_settings())
+
+
+@retention.command("set")
+def retention_set(file: Annotated[Path, typer.Argument(help="JSON; - is stdin")]) -> None:
+    """Let these rules hold, in place of all before."""
+    from tandem.retention_commands import set_rules
+
+    set_rules(load_settings(), file)
+
+
+@retention.command("run")
+def retention_run(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would be done")] = False,
+) -> None:
+    """Carry the rules out now, as the persister does every minute."""
+    from tandem.retention_commands import run_rules
+
+    run_rules(load_settings(), dry_run)

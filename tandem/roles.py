@@ -24,6 +24,7 @@ from calls.reports import Reports
 from calls.settings import PREFIX, Settings, SettingsError, split
 from calls.store import Store
 from media.recordings import Keeper, Storage, StorageError, keep_orphans
+from media.retention import keep_rules
 from tandem import log
 from tandem.errors import told_in_one_line
 from tandem.supervisor import LONGER_THAN_DRAIN_S, Supervisor
@@ -145,6 +146,7 @@ def persister(settings: Settings) -> None:
             all_of_it.create_task(persist.run(settings, stop))
             all_of_it.create_task(_keep_orphans(settings, stop))
             all_of_it.create_task(_end_orphans(settings, stop))
+            all_of_it.create_task(_keep_rules(settings, stop))
 
     redis_url(settings), database_url(settings)
     _check_storage(settings)
@@ -176,6 +178,14 @@ async def _end_orphans(settings: Settings, stop: asyncio.Event) -> None:
         await events.drain(LAST_EVENTS_S)
         sending.cancel()
         await asyncio.wait((sending,), timeout=LAST_EVENTS_S)
+    await store.close()
+
+
+async def _keep_rules(settings: Settings, stop: asyncio.Event) -> None:
+    """Calls that are to be erased or redacted."""
+    store = Store(database_url(settings))
+    async with _redis(settings) as redis:
+        await keep_rules(store, redis, settings.data_dir, stop)
     await store.close()
 
 
