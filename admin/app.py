@@ -17,6 +17,8 @@ from admin.api import Api
 from admin.configuring import Configuring
 from admin.dashboard import Dashboard
 from admin.dashboard_access import AccessPages
+from admin.dashboard_configuration import ConfigurationPages
+from admin.dashboard_webhooks import WebhookPages
 from admin.errors import answer_errors
 from admin.listening import Listening
 from admin.retaining import Retaining
@@ -62,6 +64,8 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
     app.include_router(api.document(app.routes))
     app.include_router(sign_in.router())
     app.include_router(AccessPages(service, accounts, sign_in).router())
+    app.include_router(ConfigurationPages(configuring, telephoning, sign_in).router())
+    app.include_router(WebhookPages(webhooking, sign_in).router())
     app.include_router(Dashboard(service, access, sign_in, listening, settings).router())
     app.include_router(WebCalls(settings, redis, secret, configuration).router())
     app.include_router(web_files.router())

@@ -80,10 +80,11 @@ async def read_body(request: Request, most: int = BODY_BYTES) -> bytes:
     return data
 
 
-async def read_form(request: Request) -> Form:
+async def read_form(request: Request, most: int = BODY_BYTES) -> Form:
     """Raises NotAllowed."""
     try:
-        fields = parse_qsl((await read_body(request)).decode(), keep_blank_values=True, max_num_fields=MOST_FIELDS)
+        sent = (await read_body(request, most)).decode()
+        fields = parse_qsl(sent, keep_blank_values=True, max_num_fields=MOST_FIELDS)
     except ValueError:
         raise NotAllowed(400, "bad_request", "The request isn't a form.") from None
     return Form([(name, value.replace("\0", "\ufffd")) for name, value in fields])  # Postgres's text can't hold it

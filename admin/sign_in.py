@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from admin.access import Access
 from admin.errors import SignInFirst
-from admin.messages import Form, address_of, read_form
+from admin.messages import BODY_BYTES, Form, address_of, read_form
 from admin.pages import HERE, page
 from admin.service import Actor, NotAllowed
 from calls.operators import SESSION_S, OperatorRow
@@ -65,9 +65,9 @@ class SignIn:
             raise SignInFirst
         return Visitor(actor, token, self._form_token(token))
 
-    async def posted(self, request: Request) -> tuple[Visitor, Form]:
-        """A form of ours, and who has sent it; raises SignInFirst."""
-        visitor, form = await self.visitor(request), await read_form(request)
+    async def posted(self, request: Request, most: int = BODY_BYTES) -> tuple[Visitor, Form]:
+        """A form of ours, of so many bytes, and who has sent it; raises SignInFirst."""
+        visitor, form = await self.visitor(request), await read_form(request, most)
         visitor.check(form.text("form_token"))
         return visitor, form
 

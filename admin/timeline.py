@@ -11,8 +11,10 @@ from calls.store import ControlRow, MoveRow, UtteranceRow
 FRAME_S = 0.08  # of a call's clock
 PIXELS_A_S = 90
 TICK_S = 5
-LANES = {"caller": 24, "operator": 24, "agent": 108}  # where each begins; two rows of words, and controls between
-ROW, HEIGHT = 24, 172
+LANES = {"caller": 24, "operator": 24, "agent": 132}  # where each begins; two rows of words, and controls between
+SPANS, POINTS = 80, 104  # the rows of what goes on for a while, and of other controls
+GO_ON = ("listen", "take_over")
+ROW, HEIGHT = 24, 196
 LEAST_WIDTH = 6
 
 Told = UtteranceRow | ControlRow | MoveRow | str
@@ -35,6 +37,7 @@ class Mark:
     """A control, from where it took effect."""
 
     x: int
+    y: int
     width: int
     text: str
     start_s: float
@@ -69,8 +72,9 @@ def timeline(kept: WholeCall) -> Timeline:
             y = LANES.get(utterance.speaker, LANES["agent"]) + ROW * (at % 2)
             words.append(Box(_x(word.start_s), y, max(LEAST_WIDTH, _x(word.end_s) - _x(word.start_s)), word.text,
                              utterance.speaker, word.start_s))
-    controls = [Mark(_x(FRAME_S * one.first_k), max(LEAST_WIDTH, _x(FRAME_S * (one.k + 1 - one.first_k))),
-                     one.action.replace("_", " "), FRAME_S * one.first_k) for one in kept.controls]
+    controls = [Mark(_x(FRAME_S * one.first_k), SPANS if one.action in GO_ON else POINTS,
+                     max(LEAST_WIDTH, _x(FRAME_S * (one.k + 1 - one.first_k))), one.action.replace("_", " "),
+                     FRAME_S * one.first_k) for one in kept.controls]
     last_s = max((0.0, *(FRAME_S * (one.k + 1) for one in kept.controls),
                   *(word.end_s for one in kept.utterances for word in one.words),
                   kept.recording.seconds if kept.recording else 0.0))

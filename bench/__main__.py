@@ -20,6 +20,7 @@ PARTS = {
     "codec": "A training of the codec",
     "bridge": "What the SIP bridge adds",
     "operators": "The operator's hand",
+    "dashboards": "Fifty dashboards",
     "web_bridge": "What the WebRTC bridge adds",
 }
 
