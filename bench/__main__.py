@@ -22,6 +22,8 @@ PARTS = {
     "operators": "The operator's hand",
     "dashboards": "Fifty dashboards",
     "web_bridge": "What the WebRTC bridge adds",
+    "leases": "Leases among many workers",
+    "scale": "What a call costs Redis and Postgres",
 }
 
 
