@@ -85,8 +85,9 @@ async def test_at_the_edge_of_capacity_none_is_late_of_those_admitted_and_the_ot
     dropped, worst = sum(row.frames_dropped or 0 for row in answered), max(row.frames_missing or 0 for row in answered)
     with capsys.disabled():
         print(f"\n{MINUTES:g} min, {CALLERS} callers, {SLOTS} slots: {seen.admitted} calls admitted, "
-              f"{dict(seen.refused)}; {frames} frames, {late} late (at most {worst} in a call), {dropped} dropped; slowest "
-              f"answer {seen.slowest_s:.2f} s; memory {memory:.0f} MB + {growth:.1f} MB; load {os.getloadavg()[0]:.1f}")
+              f"{dict(seen.refused)}; {frames} frames, {late} late (at most {worst} in a call), {dropped} dropped; "
+              f"slowest answer {seen.slowest_s:.2f} s; memory {memory:.0f} MB + {growth:.1f} MB; "
+              f"load {os.getloadavg()[0]:.1f}")
     assert seen.silent == 0
     assert {said.split()[1] for said in seen.refused} <= {"486"}, "busy, and nothing else"
     assert sum(seen.refused.values()) > seen.admitted / 10, "it was the edge"
