@@ -159,6 +159,9 @@ class Settings(BaseSettings):
     traces_url: str | None = Field(None, description="where traces of calls go, by OTLP over HTTP, as "
                                    "`http://127.0.0.1:4318/v1/traces`; none: none are made")
 
+    alive_file: Path | None = Field(None, description="file whose time a role renews every 5 s as long as it isn't "
+                                    "stuck, for probes; of several WebRTC processes each has its own: with .0, .1, …")
+
     # recordings
     recording: Literal["on", "off"] = Field("on", description="whether calls are recorded, two channels each")
     recording_codec: Literal["flac", "opus"] = Field("flac", description="what a recording becomes after its call: "

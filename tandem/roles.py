@@ -12,7 +12,8 @@ import gc
 import secrets
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 from redis.asyncio import Redis
 
@@ -29,6 +30,7 @@ from tandem import log
 from tandem.errors import told_in_one_line
 from tandem.supervisor import LONGER_THAN_DRAIN_S, Supervisor
 
+ALIVE_S = 5.0  # between two times of the file that probes look at
 LAST_EVENTS_S = 5.0  # at the end of a role, for its last events to reach Redis
 
 
@@ -43,7 +45,7 @@ def worker(settings: Settings) -> None:
         models = load_models(settings)
 
     async def run() -> None:
-        async with _redis(settings) as redis:
+        async with _alive(settings), _redis(settings) as redis:
             role = Worker(settings, models, redis, secret(settings).encode())
             _on_signal(role.stop)
             await role.run()
@@ -74,7 +76,8 @@ def web(settings: Settings) -> None:
             server_header=False, timeout_graceful_shutdown=5, proxy_headers=bool(proxies),
             forwarded_allow_ips=list(proxies)))
         _on_signal(server.stop)
-        await server.serve()
+        async with _alive(settings):
+            await server.serve()
 
     class Server(uvicorn.Server):
         """Ends at a signal as the other roles do: uvicorn's own handling kills the process by the same signal again."""
@@ -103,7 +106,7 @@ async def _webrtc_process(settings: Settings) -> None:
 
     gc.collect()
     gc.freeze()  # what is here stays: the collector, which stops all calls' clocks, needn't look at it again
-    async with _redis(settings) as redis:
+    async with _alive(settings), _redis(settings) as redis:
         bridge = WebBridge(settings, redis, secret(settings).encode())
         _on_signal(bridge.stop)
         with told_in_one_line(BadAddress):
@@ -129,8 +132,7 @@ async def _webrtc_processes(settings: Settings) -> None:
     """As many roles of one process each, side by side."""
     stop, hurry = asyncio.Event(), asyncio.Event()
     _on_signal(lambda: (hurry if stop.is_set() else stop).set())
-    environment = {f"{PREFIX}WEBRTC_PROCESSES": "1"}
-    each = [Supervisor(["webrtc"], environment) for _ in range(settings.webrtc_processes)]
+    each = [Supervisor(["webrtc"], _environment(settings, number)) for number in range(settings.webrtc_processes)]
     for supervisor in each:
         supervisor.settled = True
         await supervisor.start()
@@ -138,11 +140,16 @@ async def _webrtc_processes(settings: Settings) -> None:
     await asyncio.gather(*(supervisor.stop(settings.drain_s + LONGER_THAN_DRAIN_S, hurry) for supervisor in each))
 
 
+def _environment(settings: Settings, number: int) -> dict[str, str]:
+    own = {f"{PREFIX}WEBRTC_PROCESSES": "1"}
+    return own if settings.alive_file is None else own | {f"{PREFIX}ALIVE_FILE": f"{settings.alive_file}.{number}"}
+
+
 def persister(settings: Settings) -> None:
     async def run() -> None:
         stop = asyncio.Event()
         _on_signal(stop.set)
-        async with asyncio.TaskGroup() as all_of_it:
+        async with _alive(settings), asyncio.TaskGroup() as all_of_it:
             all_of_it.create_task(persist.run(settings, stop))
             all_of_it.create_task(_keep_orphans(settings, stop))
             all_of_it.create_task(_end_orphans(settings, stop))
@@ -215,6 +222,31 @@ def _needed(settings: Settings, name: str, why: str = "only `tandem serve` bring
 
 def _redis(settings: Settings) -> Redis:
     return open_redis(redis_url(settings))
+
+
+@contextlib.asynccontextmanager
+async def _alive(settings: Settings) -> AsyncIterator[None]:
+    """Renew the file that a probe looks at, as long as this loop turns. Raises SettingsError."""
+    path = settings.alive_file
+    if path is None:
+        yield
+        return
+
+    async def renew(path: Path) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_S)
+            with contextlib.suppress(OSError):  # a full disk: the probe decides
+                await asyncio.to_thread(path.touch)
+
+    try:
+        await asyncio.to_thread(path.touch)
+    except OSError as error:
+        raise SettingsError(f"{PREFIX}ALIVE_FILE: {path}: {error.strerror}") from None
+    renewing = asyncio.create_task(renew(path))
+    try:
+        yield
+    finally:
+        renewing.cancel()
 
 
 def _on_signal(stop: Callable[[], None]) -> None:

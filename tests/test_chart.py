@@ -177,3 +177,12 @@ def test_what_must_be_said_is_asked_for_by_name(helm: Path, missing: int, said: 
                           check=False)
     assert done.returncode != 0
     assert said in done.stderr
+
+
+def test_every_role_is_asked_whether_it_lives_and_none_by_what_others_do(plain: Manifests) -> None:
+    for name, pod in pods(plain).items():
+        if name != "migrate":
+            [container] = pod["containers"]
+            assert {"startupProbe", "livenessProbe"} <= set(container), name
+            asked = container["livenessProbe"].get("httpGet", {}).get("path")
+            assert asked != "/healthz" or name.startswith("worker"), "the web role's tells of all roles"

@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 - name: TANDEM_{{ $variable }}
   valueFrom: {secretKeyRef: {name: {{ $secret }}, key: {{ $key }}, optional: true}}
 {{- end }}
-{{- $all := dict "model" .root.Values.model "data_dir" "/data" "log_format" "json" }}
+{{- $all := dict "model" .root.Values.model "data_dir" "/data" "log_format" "json" "alive_file" "/tmp/alive" }}
 {{- range $name, $value := mergeOverwrite $all .root.Values.settings .settings }}
 - name: TANDEM_{{ upper $name }}
   value: {{ kindIs "string" $value | ternary $value (toJson $value) | quote }}
@@ -99,6 +99,18 @@ spec:
   {{- with .of.tolerations }}
   tolerations: {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
+
+{{/* A role without a port that could be asked: its processes' files are younger than a minute. */}}
+{{- define "tandem.alive" -}}
+startupProbe:
+  exec: {command: [sh, -c, "ls /tmp/alive*"]}
+  periodSeconds: 2
+  failureThreshold: 60
+livenessProbe:
+  exec: {command: [sh, -c, 'test -z "$(find /tmp/alive* -mmin +1)"']}
+  periodSeconds: 20
+  timeoutSeconds: 5
 {{- end }}
 
 {{/* How many pods of a role may be away at a time: (dict "root" $ "role" …) */}}
