@@ -21,6 +21,7 @@ from media.telephone import LINE_RATE, PACKET, decode_g711, encode_g711
 
 PACKET_S = PACKET / LINE_RATE
 SIP_TIMEOUT_S = 10.0
+T1_S = 0.5  # until a request that nobody answers is sent again
 PCMU = 0
 _HEADER = struct.Struct("!BBHII")
 
@@ -51,7 +52,7 @@ def call(uri: str, seconds: float, said: Callable[[int], Linear], *, clock: floa
                                                                                socket.SOCK_DGRAM) as rtp:
         sip.bind((host, 0))
         rtp.bind((host, 0))
-        dialog = _Dialog(sip, (host, int(port)), user)
+        dialog = Dialog(sip, (host, int(port)), user)
         there = dialog.invite(rtp.getsockname()[1])
         try:
             return _talk(rtp, there, seconds, said, clock)
@@ -88,27 +89,33 @@ def _take(rtp: socket.socket, talk: Talk) -> None:
             talk.numbers.append(struct.unpack_from("!H", data, 2)[0])
 
 
-class _Dialog:
+class Dialog:
     """As much of a SIP user agent as one call takes (RFC 3261)."""
 
     def __init__(self, sip: socket.socket, there: tuple[str, int], user: str) -> None:
         self._sip, self._there, self._user = sip, there, user
         self._here = "{}:{}".format(*sip.getsockname())
-        self._id, self._tag, self._to_tag = secrets.token_hex(12), secrets.token_hex(6), ""
+        self.id, self._tag, self._to_tag = secrets.token_hex(12), secrets.token_hex(6), ""
 
     def invite(self, rtp_port: int) -> tuple[str, int]:
         """Returns where the other side wants its packets."""
         host = self._here.partition(":")[0]
         sdp = (f"v=0\r\no=- 1 1 IN IP4 {host}\r\ns=-\r\nc=IN IP4 {host}\r\nt=0 0\r\n"
                f"m=audio {rtp_port} RTP/AVP 0\r\na=rtpmap:0 PCMU/8000\r\na=ptime:20\r\na=sendrecv\r\n")
-        self._send("INVITE", 1, sdp)
-        deadline = time.monotonic() + SIP_TIMEOUT_S
+        request = self._send("INVITE", 1, sdp)
+        deadline, pause_s, heard = time.monotonic() + SIP_TIMEOUT_S, T1_S, False
         while True:
-            self._sip.settimeout(max(0.01, deadline - time.monotonic()))
+            left_s = max(0.01, deadline - time.monotonic())
+            self._sip.settimeout(left_s if heard else min(left_s, pause_s))
             try:
                 answer = self._sip.recv(65535).decode("utf-8", "replace")
             except TimeoutError:
-                raise CallFailed(f"no answer within {SIP_TIMEOUT_S:g} s") from None
+                if time.monotonic() >= deadline:
+                    raise CallFailed(f"no answer within {SIP_TIMEOUT_S:g} s") from None
+                self._sip.sendto(request, self._there)  # the same again (17.1.1.2)
+                pause_s *= 2
+                continue
+            heard = True
             status = int(answer.split(" ", 2)[1]) if answer.startswith("SIP/2.0 ") else 0
             if status >= 200:
                 found = re.search(r"^To:.*;tag=([^;\r\n]+)", answer, re.M | re.I)
@@ -128,12 +135,14 @@ class _Dialog:
         with contextlib.suppress(TimeoutError):
             self._sip.recv(65535)
 
-    def _send(self, method: str, number: int, body: str = "") -> None:
+    def _send(self, method: str, number: int, body: str = "") -> bytes:
         target = f"sip:{self._user}@{self._there[0]}:{self._there[1]}"
         lines = [
             f"{method} {target} SIP/2.0",
             f"Via: SIP/2.0/UDP {self._here};branch=z9hG4bK{secrets.token_hex(8)};rport",
             "Max-Forwards: 70", f"From: <sip:bare@{self._here}>;tag={self._tag}", f"To: <{target}>{self._to_tag}",
-            f"Call-ID: {self._id}", f"CSeq: {number} {method}", f"Contact: <sip:bare@{self._here}>",
+            f"Call-ID: {self.id}", f"CSeq: {number} {method}", f"Contact: <sip:bare@{self._here}>",
             *(["Content-Type: application/sdp"] if body else []), f"Content-Length: {len(body)}", "", body]
-        self._sip.sendto("\r\n".join(lines).encode(), self._there)
+        request = "\r\n".join(lines).encode()
+        self._sip.sendto(request, self._there)
+        return request

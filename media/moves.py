@@ -77,6 +77,7 @@ class Moves:
         if isinstance(message, wire.Audio):
             self.last_back_k = max(message.k, self.last_back_k)
         elif isinstance(message, wire.Step):
+            self._worker.works()
             self._last_step_k = message.k
             if self._lessons is not None:
                 self._lessons.append(message)
@@ -90,7 +91,8 @@ class Moves:
         await self.stop()
         token_log.forget_unheard()
         steps = token_log.steps()
-        if not await self._worker.move(lambda: self._brought(token_log, steps, missed=True)) or not self._talking():
+        moved = await self._worker.move(lambda: self._brought(token_log, steps, missed=True), lost.code)
+        if not moved or not self._talking():
             return False
         self.last_back_k = self._last_step_k = self.last_sent_k
         await self._arrived(before, lost.code, len(steps), self._loop.time() - began)

@@ -56,6 +56,8 @@ class WorkerHold:
         self._lease_of_link: Lease | None = None  # by which the worker took the call, or the newest at that worker
         self._opening: asyncio.Task[WorkerLink] | None = None
         self._dropped = 0  # by links that are gone
+        self._lost_at: float | None = None  # by the loop's clock; None once a worker has done something for the call
+        self._pause_s = MOVE_PAUSE_S[0]
 
     @property
     def lease(self) -> Lease | None:
@@ -82,21 +84,36 @@ class WorkerHold:
                 raise NoWorker(f"worker {lease.worker}: {lost}") from None
             return
 
-    async def move(self, brought: Callable[[], Moved]) -> bool:
-        """The worker is lost: another one, or the same again, that is handed what the call brings along by then. False
-        when there is none within `move_within_s`, or when the call ends meanwhile."""
+    async def move(self, brought: Callable[[], Moved], why: str) -> bool:
+        """The worker is lost, with this code: another one, or the same again, that is handed what the call brings along
+        by then. False when there is none within `move_within_s`, or when the call ends meanwhile."""
         before, self.link = self.link, None
-        if before is not None:
-            self._dropped += before.frames_dropped
-            await before.close()
         self.moving = True
         try:
-            return await self._move(brought)
+            if before is not None:
+                self._dropped += before.frames_dropped
+                await before.close()
+            again = self._lost_at is not None  # it took the call, and broke before it had done anything
+            self._lost_at = self._loop.time() if self._lost_at is None else self._lost_at
+            if self._lease_of_link is not None and (again or why == "silent"):
+                with contextlib.suppress(RoutingUnavailable):
+                    await self._leases.avoid(self._lease_of_link)
+            if again and await self._pause():
+                return False
+            return await self._move(brought, self._lost_at + self._move_within_s)
         finally:
             self.moving = False
 
-    async def _move(self, brought: Callable[[], Moved]) -> bool:
-        deadline, pause_s = self._loop.time() + self._move_within_s, MOVE_PAUSE_S[0]
+    def works(self) -> None:
+        """The worker has done something for the call."""
+        self._lost_at, self._pause_s = None, MOVE_PAUSE_S[0]
+
+    async def _pause(self) -> bool:
+        """Before the next try; True where the call ends meanwhile."""
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, MOVE_PAUSE_S[1])
+        return await happens(self._over, pause_s)
+
+    async def _move(self, brought: Callable[[], Moved], deadline: float) -> bool:
         while not self._over.is_set() and self._loop.time() < deadline:
             try:
                 lease = await self._acquire()
@@ -113,9 +130,8 @@ class WorkerHold:
                 log.error("call %s can't move: worker %s has another model of the name", self._call, lease.worker)
                 await link.close()
                 return False
-            if await happens(self._over, pause_s):
+            if await self._pause():
                 break
-            pause_s = min(2 * pause_s, MOVE_PAUSE_S[1])
         return False
 
     async def other(self, brought: Moved) -> WorkerLink | None:

@@ -43,6 +43,7 @@ class FakeWorker:
     deaf_to_controls: bool = False  # they come, and nothing becomes of them
     taught: list[wire.Follow] = field(default_factory=list)  # steps of the worker that had a call
     dies_when_taught: bool = False
+    dies_of_history: bool = False  # it takes a call that comes from elsewhere, and breaks
     slow_to_learn: bool = False
     histories: list[wire.History] = field(default_factory=list)  # of calls that came from elsewhere
     controls: list[str] = field(default_factory=list)  # the ids of those that came
@@ -116,6 +117,9 @@ class FakeWorker:
                     before = pcm
                 case wire.History() as history:
                     self.histories.append(history)
+                    if self.dies_of_history:
+                        connection.transport.abort()
+                        return
                     for _ in range(history.control_state["heard"]):
                         frame = wire.decode_from_bridge(await connection.recv(), LAYOUT)
                         assert isinstance(frame, wire.Audio)

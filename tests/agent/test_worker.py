@@ -354,6 +354,18 @@ async def until_leased(router: Router, call: str) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_a_call_of_a_model_without_codes_goes_on_where_it_was(start: Start) -> None:
+    worker = await start()
+    async with _opened(worker, resume=True) as (connection, ready):
+        assert isinstance(ready, wire.Ready)
+        steps = tuple(replace(STEP, k=k) for k in range(3))
+        await connection.send(wire.encode(wire.History(steps, {"heard": 2}), ready.layout))
+        for k in (1, 2):
+            await connection.send(wire.encode(wire.Audio(k, _pcm(k))))
+        await connection.send(wire.encode(wire.Audio(3, _pcm(3))))
+        assert await _next(connection) == wire.Audio(3, _pcm(2))
+
+
 async def test_steps_that_no_model_can_have_made_end_the_connection_and_not_the_worker(start: Start) -> None:
     worker = await start()
     for step, frame in ((STEP, 10), (replace(STEP, text=999), 2 * FRAME), (replace(STEP, text=-1), 2 * FRAME)):

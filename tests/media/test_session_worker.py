@@ -200,6 +200,22 @@ async def test_a_call_that_nobody_takes_over_ends_after_what_was_said(bench: Ben
     assert "closed" in bench.events.ended.detail
 
 
+async def test_a_call_that_breaks_each_worker_is_given_up_in_time_and_hurries_none(bench: Bench) -> None:
+    bench.move_within_s = 0.6
+    session, transport = await bench.talking()
+    await bench.frames(transport, 3)
+    async with FakeWorker(dies_of_history=True) as other:
+        bench.leases.url = other.url
+        bench.worker.lose_all()
+        await until(lambda: session.state is State.DRAINING)
+        assert 2 <= len(other.histories) <= 6, "the pauses grow"
+        assert len(bench.leases.avoided) >= len(other.histories) - 1, "others may be better"
+        transport.tick(20)
+        await session.over()
+        await session.close(200)
+    assert bench.events.ended.reason is EndReason.WORKER_LOST
+
+
 async def test_a_caller_who_hangs_up_while_their_call_moves_waits_for_nobody(bench: Bench) -> None:
     session, transport = await bench.talking()
     await bench.frames(transport, 3)
