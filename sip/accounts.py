@@ -46,4 +46,7 @@ def account_config(place: Place, user: str) -> pj.AccountConfig:
     transport.boundAddress = transport.publicAddress = place.host
     transport.port = place.rtp_port
     transport.portRange = place.rtp_ports if place.rtp_port else 0
+    # Not always the first ones: the callers of a process that died go on sending to its ports for a while, and the
+    # library gives a new call's sound to whoever sends to its port.
+    transport.randomizePort = bool(place.rtp_port)
     return config
