@@ -72,7 +72,7 @@ async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
         await until(lambda: len(results) == 2)
         session.hung_up()
         await session.close(200)
-    assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "held")]
+    assert [(result.id, result.outcome) for result in results] == [("hold", "held"), ("say", "said")]
 
 
 async def _talk(transport: Transport) -> None:
@@ -344,6 +344,6 @@ async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: B
     await session.close(200)
     taken = [(event.by, event.action, event.text, event.outcome) for event in bench.events.of(ControlTaken)
              if isinstance(event, ControlTaken)]
-    assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "held"),
+    assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "said"),
                      ("rule 3: silence", "hang_up", "", "done")]
     assert bench.events.ended.reason is EndReason.AGENT_HUNG_UP
