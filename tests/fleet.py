@@ -16,7 +16,9 @@ from typing import TypeVar
 import psutil
 from served import Served, serving
 
-from calls.store import CallRow, RecordingRow, Store, StoreError
+from calls.connect import open_redis
+from calls.routing import health
+from calls.store import CallRow, MoveRow, RecordingRow, Store, StoreError
 from tandem.embedded import EmbeddedError, running_postgres, running_redis
 
 Found = TypeVar("Found")
@@ -70,11 +72,22 @@ class Fleet:
             return False
         return (found["bridges"], found["workers"]) == (bridges, workers)
 
+    def ports(self, pid: int) -> set[int]:
+        """On which it listens."""
+        return {one.laddr.port for one in psutil.Process(pid).net_connections("tcp") if one.status == "LISTEN"}
+
     def call_on(self, pid: int) -> bool:
         """Whether a bridge is connected to this worker."""
-        connections = psutil.Process(pid).net_connections("tcp")
-        ports = {one.laddr.port for one in connections if one.status == "LISTEN"}
+        connections, ports = psutil.Process(pid).net_connections("tcp"), self.ports(pid)
         return any(one.status == "ESTABLISHED" and one.laddr.port in ports for one in connections)
+
+    def overloaded(self) -> bool:
+        """Some worker says that its steps take all the time there is."""
+        async def asked() -> bool:
+            async with open_redis(running_redis(self.served.folder / "data")) as redis:
+                return any(one.full for one in (await health(redis)).workers)
+
+        return asyncio.run(asked())
 
     def idle(self) -> bool:
         """No slot is taken."""
@@ -94,6 +107,9 @@ class Fleet:
 
     def recording(self, call: str) -> RecordingRow | None:
         return self._kept(lambda store: store.recording(call))
+
+    def moves(self, call: str) -> tuple[MoveRow, ...]:
+        return self._kept(lambda store: store.moves(call)) or ()
 
     def _kept(self, read: Callable[[Store], Awaitable[Found]]) -> Found | None:
         async def found() -> Found:
@@ -118,8 +134,8 @@ def fleet(*, other_url: str = "", other_port: int = 0, **settings: object) -> It
 
 
 @contextlib.contextmanager
-def worker_beside(served: Served, *, url: str = "", port: int = 0) -> Iterator[int]:
-    """A second worker; its process."""
+def worker_beside(served: Served, *, url: str = "", port: int = 0, count: int = 2) -> Iterator[int]:
+    """One worker more, so that there are `count`; its process."""
     data = served.folder / "data"
     environment = {**served.environment, "TANDEM_REDIS_URL": running_redis(data), "TANDEM_WORKER_PORT": str(port),
                    "TANDEM_SECRET": (data / "secret").read_text(), **({"TANDEM_WORKER_URL": url} if url else {})}
@@ -127,7 +143,7 @@ def worker_beside(served: Served, *, url: str = "", port: int = 0) -> Iterator[i
         process = subprocess.Popen([sys.executable, "-m", "tandem", "worker"], cwd=served.folder, env=environment,
                                    stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(lambda: served.health()["workers"] == 2, 60)
+        wait_for(lambda: served.health()["workers"] == count, 60)
         yield process.pid
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 """What callers hear, and what is kept, when a process dies, stands still, or can't be reached: docs/faults.md.
 
-An echo gives the phone's own tone back, so silence is what a fault costs. Service is back without help: within 10 s on a
-machine that has nothing else to do, which those that run tests often have.
+An echo gives the phone's own tone back, so silence is what a fault costs. Service is back without help: within 10 s on
+a machine that has nothing else to do, which those that run tests often have.
 """
 
 from __future__ import annotations
