@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 
 from bench.rtp_peer import PACKET_S, PCMU, CallFailed, Dialog
 from media.telephone import LINE_RATE, PACKET, decode_g711, encode_g711
@@ -21,21 +22,21 @@ __all__ = ["BarePhone", "CallFailed", "calling"]
 
 _HEADER = struct.Struct("!BBHII")
 _TONE = (8000 * np.sin(2 * np.pi * 400 * np.arange(PACKET) / LINE_RATE)).astype(np.int16)  # whole periods
-LOUD_RMS = 1000  # of what comes back
+LOUD_RMS = 500  # of what comes back
 POLL_S = 0.02
 
 
 class BarePhone:
     """One call. Moments are time.monotonic's."""
 
-    def __init__(self, uri: str, *, speaks: bool = True) -> None:
-        """Raises CallFailed when it isn't answered."""
+    def __init__(self, uri: str, *, says: npt.NDArray[np.int16] = _TONE) -> None:
+        """`says` [samples at LINE_RATE], over and over. Raises CallFailed when it isn't answered."""
         user, host, port = re.fullmatch(r"sip:([^@]+)@([^:]+):(\d+)", uri).groups()  # type: ignore[union-attr]
         self._sip, self._rtp = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
         for each in (self._sip, self._rtp):
             each.bind((host, 0))
         self._there = (host, int(port))
-        self._said = encode_g711(_TONE if speaks else np.zeros_like(_TONE), "mu").tobytes()
+        self._said = encode_g711(says[:len(says) // PACKET * PACKET], "mu").tobytes()
         self._dialog = Dialog(self._sip, self._there, user)
         self.reference = self._dialog.id
         try:
@@ -86,7 +87,8 @@ class BarePhone:
             else:
                 header = _HEADER.pack(0x80, PCMU, number & 0xFFFF, number * PACKET & 0xFFFFFFFF, source)
                 with contextlib.suppress(OSError):  # nobody is there just now
-                    self._rtp.sendto(header + self._said, self._media)
+                    at = number * PACKET % len(self._said)
+                    self._rtp.sendto(header + self._said[at:at + PACKET], self._media)
                 number += 1
             self._take()
             self._answer()
@@ -114,8 +116,8 @@ class BarePhone:
 
 
 @contextlib.contextmanager
-def calling(uri: str, *, speaks: bool = True) -> Iterator[BarePhone]:
-    phone = BarePhone(uri, speaks=speaks)
+def calling(uri: str, *, says: npt.NDArray[np.int16] = _TONE) -> Iterator[BarePhone]:
+    phone = BarePhone(uri, says=says)
     try:
         yield phone
     finally:

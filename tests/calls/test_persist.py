@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from persisting import ENDED, RECEIVED, persisting, until, until_asked, writing
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from calls import persist
 from calls.connect import open_redis
-from calls.events import CallAnswered, Series, Speaker, UtteranceSpoken, Word
+from calls.events import CallAnswered, LineNoted, Series, Speaker, UtteranceSpoken, Word
 from calls.live import PARTITIONS, EventReader, EventWriter, dead_key, partition_of, stream_key
 from calls.settings import Settings, SettingsError, load_settings
 from calls.store import DatabaseAway, Store, upgrade
@@ -239,6 +240,45 @@ async def test_nothing_is_lost_or_doubled_when_redis_and_postgres_fail_in_turn(t
             assert sorted(each.first_k for each in heard) == list(range(1, emitted + 1))
             assert all(each.final and each.text == f"word{each.first_k}" for each in heard)
             assert all([word.text for word in each.words] == [each.text] for each in heard)
+
+
+async def test_redis_is_killed_in_the_middle_of_writes_with_its_data_gone_and_nothing_is_lost_or_doubled(
+        tmp_path: Path, store: Store, database_url: str) -> None:
+    said = 0
+    over = asyncio.Event()
+
+    async def talk(writer: EventWriter) -> None:
+        nonlocal said
+        while not over.is_set():
+            for _ in range(5):
+                said += 1
+                writer.emit(f"call {said % 7}", 1, LineNoted("key", "remote", str(said), "", said))
+            await asyncio.sleep(0.002)
+
+    with embedded_redis(tmp_path) as redis_url:
+        settings = load_settings(redis_url=redis_url, database_url=database_url, expiry_s=0.5)
+        async with open_redis(redis_url) as redis, persisting(settings), writing(redis) as writer:
+            talking = asyncio.create_task(talk(writer))
+            for _ in range(4):
+                before = said
+                await until(lambda before=before: said > before + 200, "more is said")  # type: ignore[misc]
+                pid = await redis_pid(redis)
+                for file in (tmp_path / "redis").glob("appendonly*"):
+                    file.unlink()
+                os.kill(pid, signal.SIGKILL)
+                await until_asked(lambda pid=pid: _is_another(redis, pid), "Redis is back")  # type: ignore[misc]
+                assert await redis.dbsize() < 100
+            over.set()
+            await talking
+            await until(lambda: writer.unsaved == 0, "all is saved")
+    kept = [row.text for n in range(7) for row in await store.line_events(f"call {n}")]
+    assert sorted(map(int, kept)) == list(range(1, said + 1))
+
+
+async def _is_another(redis: Redis, pid: int) -> bool:
+    with suppress(RedisError, OSError):
+        return await redis_pid(redis) != pid
+    return False
 
 
 async def redis_pid(redis: Redis) -> int:

@@ -1,4 +1,4 @@
-"""Nano's calls get to another worker: because theirs drains, is told to end, doesn't keep up, or is killed."""
+"""A call with nano gets to another worker, because the one it is at drains, then because one is killed."""
 
 from __future__ import annotations
 
@@ -6,38 +6,50 @@ import asyncio
 import contextlib
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import psutil
-import pytest
-from bare_phone import BarePhone, calling
-from fleet import Fleet, fleet, wait_for, worker_beside
 from redis.asyncio import Redis
+from served import Served, serving
 
 from calls.connect import as_text, open_redis
 from calls.controls import Control, Controls
 from calls.routing import health
-from calls.store import MoveRow, Store
-from sip.phone import PhoneReport, phone
+from calls.store import Store
+from sip.phone import phone
 from tandem.embedded import running_postgres, running_redis
 
-GREETED_S = 4.0
-LONGEST_S = 90.0  # of a call that is hung up when all is done
-UNHEARD_S = 0.5
+GREETED_S = 6.0
+SECONDS = 24.0
 
 
-@pytest.fixture(scope="module")
-def machines() -> Iterator[Fleet]:
-    with fleet(model="nano", slots=2, echo_slots=3, rtp_port=34000, drain_s=10, expiry_s=2) as running:
-        yield running
+@contextlib.contextmanager
+def another_worker(served: Served) -> Iterator[int]:
+    """A second worker beside a Tandem's own; its process."""
+    data = served.folder / "data"
+    environment = {**served.environment, "TANDEM_REDIS_URL": running_redis(data),
+                   "TANDEM_SECRET": (data / "secret").read_text()}
+    process = subprocess.Popen([sys.executable, "-m", "tandem", "worker"], cwd=served.folder, env=environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while served.health()["workers"] != 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield process.pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.wait()
 
 
-@contextlib.asynccontextmanager
-async def redis_of(machines: Fleet) -> AsyncIterator[Redis]:
-    async with open_redis(running_redis(machines.served.folder / "data")) as redis:
-        yield redis
+def _workers(served: Served, other: int) -> list[int]:
+    own = [child.pid for child in psutil.Process(served.process.pid).children(recursive=True)
+           if "worker" in child.cmdline()]
+    return [*own, other]
 
 
 async def _running(redis: Redis) -> str:
@@ -48,124 +60,58 @@ async def _running(redis: Redis) -> str:
             await asyncio.sleep(0.05)
 
 
-async def _where(machines: Fleet, workers: list[int]) -> int:
-    """The one of these workers that has the call."""
-    return await asyncio.to_thread(
-        wait_for, lambda: next((worker for worker in workers if machines.call_on(worker)), 0))
+def _has_the_call(pids: list[int], port: int) -> int:
+    """Of these workers the one that a SIP process is connected to."""
+    [pid] = [pid for pid in pids if any(
+        connection.status == "ESTABLISHED" and connection.laddr.port in _listens(pid)
+        for connection in psutil.Process(pid).net_connections("tcp"))]
+    return pid
 
 
-async def _name(redis: Redis, machines: Fleet, worker: int) -> str:
-    return next(one.worker for one in (await health(redis)).workers
-                if int(one.url.rsplit(":", 1)[1]) in machines.ports(worker))
+def _listens(pid: int) -> set[int]:
+    return {connection.laddr.port for connection in psutil.Process(pid).net_connections("tcp")
+            if connection.status == "LISTEN"}
 
 
-async def _until_heard(redis: Redis, call: str, line: str) -> None:
-    """The agent has said this."""
-    control = Control(call, "say", line, by="test")
-    await Controls(redis).give(control)
-    result = await Controls(redis).result(control, 20)
-    assert result is not None
-    assert result.outcome == "said"
-
-
-async def test_a_call_leaves_a_worker_that_drains_unheard_and_outlives_the_next_one_with_its_memory(
-        machines: Fleet) -> None:
-    served = machines.served
-    async with redis_of(machines) as redis:
-        talk: asyncio.Task[PhoneReport] = asyncio.create_task(
-            phone(served.uri("agent"), seconds=LONGEST_S, codec="pcmu"))
-        call = await _running(redis)
-        await asyncio.sleep(GREETED_S)
-        drained = await _where(machines, machines.workers)
-        [killed] = set(machines.workers) - {drained}
-        name = await _name(redis, machines, drained)
-        done = await asyncio.to_thread(served.tandem, "drain", name)
-        assert done.returncode == 0, done.stderr
-        assert "takes no new calls and has none" in done.stdout
-        assert psutil.pid_exists(drained), "it stays, for an operator to look at"
-        assert await _where(machines, machines.workers) == killed
-        done = await asyncio.to_thread(served.tandem, "drain", name, "--off")
-        assert "takes calls again" in done.stdout
-        await _until_heard(redis, call, "So far, so good.")
-        os.kill(killed, signal.SIGKILL)
-        await _until_heard(redis, call, "Sorry, please go on.")
-        await Controls(redis).give(Control(call, "hang_up", by="test"))
-        report = await talk
-    assert report.hung_up_by == "them"
-    store = Store(running_postgres(served.folder / "data"))
-    row = await asyncio.to_thread(wait_for, lambda: next(
-        (row for row in machines.rows() if row.id == call and row.ended_at), None), 20)
-    assert row.end_reason == "operator_hung_up", "the call outlived its workers"
-    left, lost = await store.moves(call)
-    words = " ".join(word.text for one in await store.utterances(call) if one.speaker == "agent" for word in one.words)
-    recording = await asyncio.to_thread(wait_for, lambda: machines.recording(call), 20)
-    await store.close()
-    assert (left.why, lost.why) == ("draining", "closed")
-    assert (left.worker_before, left.worker) == (lost.worker, lost.worker_before)
-    assert left.seconds < 0.4, "nobody hears it"
-    assert lost.seconds < 5
-    assert left.steps < lost.steps
-    assert words.lower().count("hello") == 1, "it greets once"
-    assert "So far, so good." in words
-    assert "Sorry, please go on." in words
-    assert abs(recording.seconds - report.seconds) < 1
-
-
-def _moves(machines: Fleet, phone: BarePhone) -> list[MoveRow]:
-    row = wait_for(lambda: machines.row(phone.reference), 20)
-    return list(machines.moves(row.id))
-
-
-def test_a_worker_that_is_told_to_end_has_its_calls_go_elsewhere_and_ends(machines: Fleet) -> None:
-    """As a deploy does it: the new one is there, the old one gets SIGTERM."""
-    with worker_beside(machines.served, count=_workers(machines) + 1) as newest, contextlib.ExitStack() as calls:
-        phones = [calls.enter_context(calling(machines.served.uri("echo"))) for _ in range(4)]
-        for each in phones:
-            each.wait_for_sound(each.answered_at)
-        assert machines.call_on(newest)
-        began = time.monotonic()
-        os.kill(newest, signal.SIGTERM)
-        wait_for(lambda: psutil.Process(newest).status() == psutil.STATUS_ZOMBIE)
-        time.sleep(1.0)
-        assert max(each.longest_silence(began) for each in phones) < UNHEARD_S, "nobody hears it"
-    assert sorted(move.why for each in phones for move in _moves(machines, each)) == ["draining"]
-
-
-def _workers(machines: Fleet) -> int:
-    """How many there are, once those that start again are back."""
-    alive = psutil.pid_exists(machines.other) and psutil.Process(machines.other).status() != psutil.STATUS_ZOMBIE
-    wait_for(lambda: machines.healthy(workers=1 + alive), 30)
-    return 1 + alive
-
-
-@contextlib.contextmanager
-def _little_time(process: int) -> Iterator[None]:
-    """The process runs for a part of each 60 ms only, as on a machine that has too much to do."""
-    over = threading.Event()
-
-    def halt() -> None:
-        while not over.is_set():
-            os.kill(process, signal.SIGSTOP)
-            time.sleep(0.055)
-            os.kill(process, signal.SIGCONT)
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=halt)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def test_a_worker_that_doesnt_keep_up_turns_new_calls_away_and_has_one_go_elsewhere(machines: Fleet) -> None:
-    with (worker_beside(machines.served, count=_workers(machines) + 1) as slow, calling(machines.served.uri("agent")),
-          calling(machines.served.uri("agent")), calling(machines.served.uri("agent"))):
-        wait_for(lambda: machines.call_on(slow))
-        with _little_time(slow):
-            wait_for(lambda: machines.overloaded(), 20)
-            wait_for(lambda: not machines.call_on(slow), 20)
-    rows = [row for row in machines.rows()[:3] if row.model == "nano"]
-    moves = [move for row in rows for move in machines.moves(row.id)]
-    assert [move.why for move in moves] == ["overloaded"]
+async def test_a_call_leaves_a_worker_that_drains_unheard_and_outlives_the_next_one_with_its_memory() -> None:
+    with serving(model="nano", echo_slots=0) as served, another_worker(served) as other:
+        async with open_redis(running_redis(served.folder / "data")) as redis:
+            talk = asyncio.create_task(phone(served.uri("agent"), seconds=SECONDS, codec="pcmu"))
+            call = await _running(redis)
+            await asyncio.sleep(GREETED_S)
+            pids = _workers(served, other)
+            drained = _has_the_call(pids, served.sip_port)
+            [name] = [worker.worker for worker in (await health(redis)).workers
+                      if int(worker.url.rsplit(":", 1)[1]) in _listens(drained)]
+            done = await asyncio.to_thread(served.tandem, "drain", name)
+            assert done.returncode == 0, done.stderr
+            assert "takes no new calls and has none" in done.stdout
+            assert psutil.pid_exists(drained), "it stays, for an operator to look at"
+            await asyncio.to_thread(served.tandem, "drain", name, "--off")
+            killed = _has_the_call(pids, served.sip_port)
+            assert killed != drained
+            os.kill(killed, signal.SIGKILL)
+            controls, line = Controls(redis), Control(call, "say", "Sorry, please go on.", by="test")
+            await controls.give(line)
+            result = await controls.result(line, 15)
+            assert result is not None
+            assert result.outcome == "said"
+            report = await talk
+        assert report.hung_up_by == "us", "the call outlived its worker"
+        store = Store(running_postgres(served.folder / "data"))
+        async with asyncio.timeout(15):
+            while (row := await store.call(call)) is None or row.ended_at is None:
+                await asyncio.sleep(0.1)
+        left, lost = await store.moves(call)
+        words = [word.text for one in await store.utterances(call) if one.speaker == "agent" for word in one.words]
+        recording = await store.recording(call)
+        await store.close()
+        assert (left.why, lost.why) == ("draining", "closed")
+        assert (left.worker_before, left.worker) == (lost.worker, lost.worker_before)
+        assert left.seconds < 0.4, "nobody hears it"
+        assert lost.seconds < 5
+        assert GREETED_S / 0.08 * 0.7 < left.steps < lost.steps
+        assert " ".join(words).lower().count("hello") == 1, words
+        assert "please" in " ".join(words).lower()
+        assert recording is not None
+        assert abs(recording.seconds - report.seconds) < 1
