@@ -36,18 +36,24 @@ class Patch:
         self.human: Leg | None = None
         self.stage = Stage.ALONE
         self._media: dict[Leg, pj.AudioMedia] = {}
+        self._over = False
 
     def join(self, leg: Leg, media: pj.AudioMedia) -> None:
         """A leg's sound flows; again after each re-INVITE, which may have made a new port of it."""
-        self._media[leg] = media
-        self.apply()
+        if not self._over:
+            self._media[leg] = media
+            self.apply()
 
     def leave(self, leg: Leg) -> None:
-        """Nobody who is lent our ports next may hear this leg, so they are taken off it before that can be."""
-        media = self._media.pop(leg, None)
-        if media is not None:
-            with contextlib.suppress(pj.Error):  # the library has done it itself
-                self.ports.disconnect(media)
+        """A leg has ended; with the caller's, all is over. Nobody who is lent our ports next may hear these legs, or be
+        heard by them, so they are taken off the ports before that can be."""
+        gone = list(self._media) if leg is self.caller else [leg]
+        self._over = self._over or leg is self.caller
+        for one in gone:
+            media = self._media.pop(one, None)
+            if media is not None:
+                with contextlib.suppress(pj.Error):  # the library has done it itself
+                    self.ports.disconnect(media)
 
     def turn(self, stage: Stage) -> None:
         self.stage = stage

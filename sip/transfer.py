@@ -21,7 +21,7 @@ from media.line import OnLine
 from media.session import Session
 from sip.endpoint import Endpoint
 from sip.leg import Leg
-from sip.patch import Stage
+from sip.patch import Patch, Stage
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ NOTIFY_TIMEOUT_S = 60.0  # and for what became of it; the other side rings someb
 RING_S = 30.0  # of the second leg
 SAY_TIMEOUT_S = 60.0  # for the text to be said to the human
 HOLD_TIMEOUT_S = 5.0  # for the agent to hold its tongue
-BUSY, DECLINED, NOT_ALLOWED = 486, 603, "no destination that we may call"
+TRYING, BUSY, NOT_ALLOWED = 100, 486, "no destination that we may call"
 
 
 class Outgoing(Protocol):
@@ -81,7 +81,7 @@ class Transfer:
                         return None
                     accepted = True
                     continue
-                if not accepted:  # it comes with the refusal, too
+                if not accepted or came.status <= TRYING:  # what it tells before an answer, or of none
                     continue
                 session.line.note("transfer", "remote", f"{address}: {told}", "refer")
                 if came.status >= 300:
@@ -130,12 +130,10 @@ class Transfer:
             return OnLine("joined", "200 OK")
         finally:
             if self.human is None:
-                await self._let_go(human)
+                await self._let_go(human, patch)
 
-    async def _let_go(self, human: Leg) -> None:
-        """The second leg comes to nothing: the caller is with the agent again."""
-        patch = self._leg.patch
-        assert patch is not None
+    async def _let_go(self, human: Leg, patch: Patch) -> None:
+        """The second leg comes to nothing: the caller, if they are still there, is with the agent again."""
         try:
             await self._endpoint.command(human.hang_up)
             await self._endpoint.command(lambda: patch.turn(Stage.ALONE))

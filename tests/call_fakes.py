@@ -50,6 +50,8 @@ class FakeWorker:
     given: list[wire.Control] = field(default_factory=list)
     outcomes: dict[str, str] = field(default_factory=dict)  # of controls, by their id; others are held
     heard_at_first_control: int = 0
+    say_takes_s: float = 0.0
+    _saying: list[asyncio.Task[None]] = field(default_factory=list)
     closes: list[wire.CloseReason] = field(default_factory=list)
     url: str = ""
     _server: Server | None = None
@@ -63,6 +65,12 @@ class FakeWorker:
         assert self._server is not None
         self._server.close()
         await self._server.wait_closed()
+
+    async def _became(self, connection: ServerConnection, control: wire.Control, after_s: float = 0.0) -> None:
+        await asyncio.sleep(after_s)
+        k = max(self.heard, default=0)
+        with suppress(ConnectionClosed):
+            await connection.send(wire.encode(wire.Outcome(control.id, self._outcome(control), k, k)))
 
     def _outcome(self, control: wire.Control) -> str:
         return self.outcomes.get(control.id, "said" if control.action == "say" and not self.outcomes else "held")
@@ -139,8 +147,10 @@ class FakeWorker:
                         self.heard_at_first_control = len(self.heard)
                     self.controls.append(control)
                     self.given.append(given)
-                    k = max(self.heard, default=0)
-                    await connection.send(wire.encode(wire.Outcome(control, self._outcome(given), k, k)))
+                    if given.action == "say" and self.say_takes_s:
+                        self._saying.append(asyncio.create_task(self._became(connection, given, self.say_takes_s)))
+                    else:
+                        await self._became(connection, given)
                 case wire.Ping() as ping if not self.mute:
                     await connection.send(wire.encode(ping))
                 case wire.Close(reason):

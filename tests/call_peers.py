@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyn
     output, _ = await asyncio.wait_for(process.communicate(), seconds + 15)
     if ending is not None:
         ending.cancel()
-    [sent], [received] = list(folder.glob("dump-*-enc.wav")), list(folder.glob("dump-*-dec.wav"))
+    sent, received = min(folder.glob("dump-*-enc.wav")), min(folder.glob("dump-*-dec.wav"))  # of its first call
     assert b"Call established" in output, output.decode()
     return read_audio(sent), read_audio(received)
 
@@ -81,7 +81,7 @@ async def _quits_after(process: asyncio.subprocess.Process, over: asyncio.Event)
 def _configure_baresip(folder: Path, play: Path, port: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     modules = next(Path("/usr/lib").glob("**/baresip/modules"))
-    subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", str(folder / "in.wav")], check=True)
+    subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", "-b", "16", str(folder / "in.wav")], check=True)
     (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder, port=port))
     (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;answermode=auto;audio_codecs=PCMU/8000/1\n")
     (folder / "contacts").write_text("")
@@ -90,13 +90,13 @@ def _configure_baresip(folder: Path, play: Path, port: int = 0) -> None:
 async def sipp(
     scenario: str, port: int, user: str, folder: Path, *options: str, calls: int = 1, timeout_s: float = 20,
 ) -> str:
-    """Run a scenario `calls` times, one after the other; returns its messages.
+    """Run a scenario, ours or one that sipp brings, `calls` times, one after the other; returns its messages.
 
     Fails with its errors when it didn't go as written.
     """
     messages, errors = folder / f"{scenario}.messages", folder / f"{scenario}.errors"
     process = await asyncio.create_subprocess_exec(
-        "sipp", f"127.0.0.1:{port}", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-s", user, "-m", str(calls), "-l", "1",
+        "sipp", f"127.0.0.1:{port}", *_scenario(SCENARIOS, scenario), "-s", user, "-m", str(calls), "-l", "1",
         "-i", "127.0.0.1", "-p", str(free_port()), "-nostdin", "-trace_msg", "-message_file", str(messages),
         "-trace_err", "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
     try:
@@ -117,12 +117,13 @@ async def callee(scenario: str, folder: Path, *options: str, calls: int = 1, **f
     when it didn't go as written."""
     there = Callee(free_port())
     messages, errors = folder / f"{scenario}.messages", folder / f"{scenario}.errors"
-    text = (SCENARIOS / f"{scenario}.xml").read_text()
-    for name, value in filled_in.items():
-        text = text.replace(f"{{{name}}}", str(value))
-    (folder / f"{scenario}.xml").write_text(text)
+    if (ours := SCENARIOS / f"{scenario}.xml").exists():
+        text = ours.read_text()
+        for name, value in filled_in.items():
+            text = text.replace(f"{{{name}}}", str(value))
+        (folder / ours.name).write_text(text)
     process = await asyncio.create_subprocess_exec(
-        "sipp", "-sf", str(folder / f"{scenario}.xml"), "-m", str(calls), "-i", "127.0.0.1", "-p", str(there.port),
+        "sipp", *_scenario(folder, scenario), "-m", str(calls), "-i", "127.0.0.1", "-p", str(there.port),
         "-nostdin", "-rtp_echo", "-mp", str(free_port()), "-trace_msg", "-message_file", str(messages),
         "-trace_err", "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
     try:
@@ -135,6 +136,12 @@ async def callee(scenario: str, folder: Path, *options: str, calls: int = 1, **f
             await process.wait()
         there.messages = messages.read_text() if messages.exists() else ""
     assert code == 0, f"sipp ended with {code}: {errors.read_text() if errors.exists() else there.messages[-2000:]}"
+
+
+def _scenario(folder: Path, name: str) -> tuple[str, str]:
+    """sipp's option for a scenario of this folder, or its own one of the name."""
+    file = folder / f"{name}.xml"
+    return ("-sf", str(file)) if file.exists() else ("-sn", name)
 
 
 @dataclass
@@ -176,3 +183,29 @@ async def _listens(port: int) -> None:
 def _taken(port: int) -> bool:
     """Looked up, not tried: who tries it takes it from whom it is meant for."""
     return f":{port:04X} " in Path("/proc/net/udp").read_text()
+
+
+@contextlib.asynccontextmanager
+async def captured(file: Path, *sip_ports: int) -> AsyncIterator[Callable[..., list[list[str]]]]:
+    """tshark takes down what goes over the loopback while within. Afterwards what is yielded tells the fields of the
+    packets that a filter finds."""
+    process = await asyncio.create_subprocess_exec(
+        "tshark", "-i", "lo", "-f", "udp", "-w", str(file), "-q", stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    async with asyncio.timeout(20):
+        while b"Capturing" not in (line := await process.stderr.readline()):
+            assert line, "tshark doesn't capture"
+
+    def found(wanted: str, *fields: str) -> list[list[str]]:
+        decode = [part for port in sip_ports for part in ("-d", f"udp.port=={port},sip")]
+        told = [part for field in fields for part in ("-e", field)]
+        lines = subprocess.run(["tshark", "-r", str(file), *decode, "-Y", wanted, "-T", "fields", *told], check=True,
+                               capture_output=True, text=True).stdout.splitlines()
+        return [line.split("\t") for line in lines]
+
+    try:
+        yield found
+        await asyncio.sleep(0.5)  # what tshark has in hand isn't in the file yet
+    finally:
+        process.terminate()
+        await process.communicate()
