@@ -124,6 +124,22 @@ def model_run(
     run_offline(load_settings(**({"model": name} if name else {}), device=device), play, record, seed, tail)
 
 
+@model.command("say")
+def model_say(
+    text: Annotated[str, typer.Argument(help='what to say; <break time="0.5s"/> is a pause')],
+    record: Annotated[Path, typer.Argument(metavar="OUT.wav", help="24 kHz mono")],
+    name: Annotated[str, typer.Option("--model", help="a text-to-speech model: a folder or a repository")],
+    voice: Annotated[Path | None, typer.Option(help="file of a voice (.safetensors), for models that take one")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="the same seed says it the same way")] = 0,
+) -> None:
+    """Say a sentence by a text-to-speech model (docs/speech.md)."""
+    from tandem.say_command import say
+
+    log.configure("model", "warning")
+    say(load_settings(model=name, device=device), text, record, voice, seed)
+
+
 @model.command("transcribe")
 def model_transcribe(
     files: Annotated[list[Path], typer.Argument(help="what is said, audio files")],

@@ -151,7 +151,7 @@ def fill(module: nn.Module, file: SafetensorsFile, device: torch.device, dtype: 
         raise CheckpointError(f"{file.path}: unexpected tensor {unexpected[0]}{more}: the config has no place for it")
 
 
-_PER_STEP = re.compile(r"(.*self_attn\.)(in|out)_projs\.(\d+)\.weight")
+_PER_STEP = re.compile(r"(.*(?:self_attn|cross_attention)\.)(in|out)_projs\.(\d+)\.weight")
 
 
 def _source(name: str, meta: Tensor, sources: Mapping[str, str], file: SafetensorsFile, module: nn.Module
