@@ -281,9 +281,8 @@ class WorkerRegistry:
 
     async def _beat_all(self, heartbeat: Heartbeat) -> None:
         for model, (slots, used) in heartbeat.models.items():
-            offered = min(slots, used) if model in heartbeat.full else slots
-            args = (heartbeat.worker, heartbeat.epoch, heartbeat.url, offered, used, int(heartbeat.draining),
-                    _ms(self._expiry_s))
+            args = (heartbeat.worker, heartbeat.epoch, heartbeat.url, slots, used, int(heartbeat.draining),
+                    _ms(self._expiry_s), int(model in heartbeat.full))
             await self._beat(_model_keys(model), args)
         await self._presence.beat(heartbeat.worker, _HEARTBEAT.dump_json(heartbeat))
 

@@ -1,5 +1,5 @@
 -- A worker's sign of life for one model.
--- ARGV: worker, epoch, url, slots, used, draining ('1' or '0'), expiry_ms
+-- ARGV: worker, epoch, url, slots, used, draining ('1' or '0'), expiry_ms, full ('1': no time for more calls)
 --
 -- Leases say how many slots are taken. What the worker itself counts matters only when Redis doesn't know the worker
 -- (it came back empty): its calls then are `unclaimed` until their bridges renew, for two expiries at most.
@@ -15,7 +15,7 @@ if not worker or worker.epoch ~= epoch then
 else
   worker.unclaimed = now < worker.claim_until and math.min(worker.unclaimed, used) or 0
 end
-worker.url, worker.slots, worker.draining = url, slots, ARGV[6] == '1'
+worker.url, worker.slots, worker.draining, worker.full = url, slots, ARGV[6] == '1', ARGV[8] == '1'
 redis.call('ZADD', ALIVE, now + expiry_ms, id)
 put_worker(id, worker, now)
 return 'ok'

@@ -1,8 +1,8 @@
 -- What all scripts on one model's leases share; put before each of them.
 --
---   KEYS[1] workers  hash  worker -> JSON {epoch, url, slots, draining, leases, unclaimed, claim_until, mark}
+--   KEYS[1] workers  hash  worker -> JSON {epoch, url, slots, draining, full, leases, unclaimed, claim_until, mark}
 --   KEYS[2] alive    zset  worker by the time (ms) at which its last heartbeat is too old
---   KEYS[3] free     zset  "<taken>:<worker>" by taken / slots: live, not draining, with a free slot
+--   KEYS[3] free     zset  "<taken>:<worker>" by taken / slots: live, not draining or full, with a free slot
 --   KEYS[4] leases   hash  call -> JSON {worker, epoch, fence}
 --   KEYS[5] expiry   zset  call by the time (ms) at which its lease ends
 --   KEYS[6] fence    the last fence given out for the call (where there is one)
@@ -36,7 +36,7 @@ local function put_worker(id, worker, now)
   end
   local alive = is_alive(id, now)
   local taken = worker.leases + worker.unclaimed
-  if alive and not worker.draining and taken < worker.slots then
+  if alive and not worker.draining and not worker.full and taken < worker.slots then
     worker.mark = string.format('%06d:%s', taken, id)
     redis.call('ZADD', FREE, taken / worker.slots, worker.mark)
   end

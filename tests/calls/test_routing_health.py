@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,19 @@ async def test_a_worker_that_cant_be_reached_gets_no_call_until_its_next_sign_of
         await router.acquire("another", MODEL)
     await workers.beat(beat("a", slots=4))
     assert (await router.acquire("another", MODEL)).worker == "a"
+
+
+async def test_a_worker_without_time_for_more_calls_is_busy_and_keeps_those_it_has(
+        redis: Redis, workers: WorkerRegistry) -> None:
+    router = Router(redis, SECRET, lease_s=60)
+    await workers.beat(replace(beat("w", 4), full=(MODEL,)))
+    with pytest.raises(Busy):  # not that nobody offers the model
+        await router.acquire("call", MODEL)
+    await workers.beat(beat("w", 4))
+    lease = await router.acquire("call", MODEL)
+    await workers.beat(replace(beat("w", 4, used=1), full=(MODEL,)))
+    assert (await router.renew(lease)).fence == lease.fence
+    with pytest.raises(Busy):
+        await router.acquire("another", MODEL)
+    await workers.beat(beat("w", 4, used=1))
+    await router.acquire("another", MODEL)
