@@ -133,7 +133,8 @@ class Moves:
             self._lessons = deque()
             steps = token_log.all_steps()
             try:
-                other = await self._worker.other(self._brought(token_log, steps, missed=False))
+                other = await self._worker.other(self._brought(token_log, steps, missed=False),
+                                                 elsewhere=why != LEASE_LOST)
                 if other is link:
                     if why == LEASE_LOST:
                         log.info("call %s has its slot again", self._call)

@@ -55,6 +55,7 @@ class WorkerHold:
         self._kept: Lease | None = None
         self._lease_of_link: Lease | None = None  # by which the worker took the call, or the newest at that worker
         self._opening: asyncio.Task[WorkerLink] | None = None
+        self._acquiring = False  # another lease: the one before may be no more
         self._dropped = 0  # by links that are gone
         self._lost_at: float | None = None  # by the loop's clock; None once a worker has done something for the call
         self._pause_s = MOVE_PAUSE_S[0]
@@ -134,11 +135,13 @@ class WorkerHold:
                 break
         return False
 
-    async def other(self, brought: Moved) -> WorkerLink | None:
+    async def other(self, brought: Moved, *, elsewhere: bool) -> WorkerLink | None:
         """A link to another worker, which is handed what the call brings along while the one that has it goes on; the
-        call's own where its worker is the one to have it, None where no link could be had. Raises a Refusal. Another
-        one is for the caller to close, or to `take_over`."""
+        call's own where its worker is the one to have it (which with `elsewhere` it shall not be), None where no link
+        could be had. Raises a Refusal. Another one is for the caller to close, or to `take_over`."""
         before = self._lease_of_link
+        if elsewhere and before is not None:
+            await self._leases.avoid(before)
         lease = await self._acquire()
         if before is not None and (lease.worker, lease.epoch) == (before.worker, before.epoch):
             self._lease_of_link = lease
@@ -174,13 +177,13 @@ class WorkerHold:
         pause_s, failing = self._lease_s / 3, False
         while not await happens(self._over, pause_s):  # not ended by cancelling, which redis-py may swallow
             pause_s = self._lease_s / 3
-            if self.moving or self._kept is None:
+            if self.moving or self._acquiring or self._kept is None:
                 continue
             kept = self._kept
             try:
                 lease = await self._leases.renew(kept)
             except LeaseLost as why:
-                if self._kept is kept and not self.moving:
+                if self._kept is kept and not self.moving and not self._acquiring:
                     log.warning("call %s: %s", self._call, why)
                     self._kept = None
                     lost()
@@ -206,7 +209,11 @@ class WorkerHold:
                 await self._leases.release(lease)
 
     async def _acquire(self) -> Lease:
-        lease = await self._leases.acquire(self._call, self._model, fence_above=self.fence)
+        self._acquiring = True
+        try:
+            lease = await self._leases.acquire(self._call, self._model, fence_above=self.fence)
+        finally:
+            self._acquiring = False
         self._kept, self.fence = lease, lease.fence
         return lease
 

@@ -113,6 +113,7 @@ async def test_a_call_leaves_its_worker_without_a_frame_lost(
     [moved] = bench.events.of(CallMoved)
     assert isinstance(moved, CallMoved)
     assert moved.why == "draining"
+    assert bench.leases.avoided == [1], "nobody is sent there meanwhile, this call least of all"
     assert moved.seconds < 0.1, "without a pause"
     assert moved.steps == len(followed)
     session.hung_up()
