@@ -22,6 +22,8 @@ from media.audio import SAMPLE_RATE, Samples, read_audio, rms, to_pcm16
 from sip.phone import phone
 
 HERE: dict[str, Any] = {"outbound": {"destinations": ["*@127.0.0.1"], "per_minute": 1000}}
+RULES = """[{"when": "key", "keys": "0", "do": "transfer", "to": "sip:ann@127.0.0.1:%d"},
+            {"when": "key", "keys": "9", "do": "hang_up"}]"""
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +105,7 @@ def a_tone(path: Path, hertz: int, seconds: int = 30) -> Path:
 
 
 @pytest.mark.parametrize(("scenario", "pressed"), [
+    ("presses_keys", [("1", "rfc4733"), ("2", "rfc4733"), ("5", "rfc4733")]),
     ("sends_info", [("5", "info"), ("*", "info")]),
 ])
 async def test_keys_of_the_caller_are_in_the_calls_story(
@@ -275,6 +278,27 @@ async def test_a_transfer_that_comes_to_nothing_leaves_the_caller_with_the_agent
     assert loudness_at(500, read_audio(tmp_path / "back.wav")[-SAMPLE_RATE:]) > 0.1, "the agent is heard"
 
 
+async def test_keys_transfer_and_hang_up_by_rules(
+    around: Surroundings, client: Redis, tmp_path: Path,
+) -> None:
+    async with answering_baresip(a_tone(tmp_path / "human.wav", 600), tmp_path / "human") as human:
+        with running(around.redis_url, tmp_path / "ruled", rules=RULES % human.port) as ruled:
+            await asyncio.to_thread(ruled.configure, around, **HERE)
+            file = key_tones(tmp_path / "zero.wav", (941, 1336))
+            await baresip(ruled.uri("by-key"), file, tmp_path / "baresip", 5)
+            events = await asyncio.to_thread(around.call_of, ":by-key@")
+            [control] = [one.event for one in events if isinstance(one.event, ControlTaken)
+                         and one.event.action == "transfer"]
+            assert (control.by, control.outcome, control.why) == ("rule 1: key", "transferred", "200 OK"), \
+                "baresip takes the REFER, and calls the human itself"
+            [by_key] = [one.event for one in events if isinstance(one.event, CallEnded)]
+            assert by_key.reason is EndReason.TRANSFERRED
+            nine = key_tones(tmp_path / "nine.wav", (852, 1477))
+            await baresip(ruled.uri("nine"), nine, tmp_path / "baresip-2", 5)
+            end = await asyncio.to_thread(around.end_of, ":nine@")
+            assert (end.reason, end.detail) == (EndReason.AGENT_HUNG_UP, "rule 2: key")
+
+
 async def test_nothing_is_recorded_until_the_caller_has_been_told(
     around: Surroundings, client: Redis, tmp_path: Path,
 ) -> None:
@@ -288,3 +312,14 @@ async def test_nothing_is_recorded_until_the_caller_has_been_told(
     around.worker.say_takes_s = 0.0
     assert [(control.action, control.text) for control in around.worker.given] == [("say", "This call is recorded.")]
     assert 0.9 < kept[0].paused_s < 2.5
+
+
+async def test_a_caller_from_whom_no_sound_comes_is_noticed_within_5_s(
+    around: Surroundings, bridge: Bridge, tmp_path: Path,
+) -> None:
+    await sipp("calls", bridge.port, "silent", tmp_path, "-key", "caller", "ann", "-d", "5200")
+    events = await asyncio.to_thread(around.call_of, ":silent@")
+    answered, noticed = (next(one.at for one in events if isinstance(one.event, kind))
+                         for kind in (CallAnswered, LineNoted))
+    assert line(events) == [("sound_stopped", "remote", "not one packet has come", "")]
+    assert (noticed - answered).total_seconds() < 5.0
