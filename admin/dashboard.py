@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from admin.access import Access
@@ -26,6 +26,7 @@ from admin.sign_in import SignIn
 from admin.sound import sound
 from admin.timeline import story, timeline
 from calls.events import HOPS, TURNS, EndReason
+from calls.findings import findings_of
 from calls.reports import RUNNING, CallFilter
 from calls.settings import Settings
 
@@ -73,7 +74,7 @@ class Dashboard:
             router.add_api_route(path, answer, methods=["GET"], response_class=Response)
         for path, answer in (
                 ("/calls/{call}/controls", self._control), ("/calls/{call}/listeners", self._listen),
-                ("/listeners/{tap}", self._go_on)):
+                ("/calls/{call}/erase", self._erase), ("/listeners/{tap}", self._go_on)):
             router.add_api_route(path, answer, methods=["POST"], response_class=Response)
         return router
 
@@ -125,9 +126,17 @@ class Dashboard:
     async def _call(self, request: Request, call: str) -> Response:
         visitor = await self._sign_in.visitor(request)
         kept = await self._service.call(visitor.actor, call)
+        findings = findings_of(kept.call, measures=kept.measures, moves=(), line=kept.line, recording=kept.recording,
+                               heard={one.speaker for one in kept.utterances}, recorded=False)
         return visitor.page("call.html", f"Call of {kept.call.caller or 'somebody'}", here="Calls", kept=kept,
+                            findings=[each for each in findings if each.verdict != "good"],
                      call=kept.call, story=story(kept), lanes=timeline(kept), hops=HOPS, turns=TURNS, meanings=MEANINGS,
                      protocols=PROTOCOLS)
+
+    async def _erase(self, request: Request, call: str) -> Response:
+        visitor, _ = await self._sign_in.posted(request)
+        await self._service.erase(visitor.actor, call)
+        return RedirectResponse("/admin/calls", 303)
 
     async def _transcript(self, request: Request, call: str, kind: str) -> Response:
         visitor = await self._sign_in.visitor(request)

@@ -170,8 +170,7 @@ class AccessPages:
 def _enrolment(visitor: Visitor, secret: str, refused: NotAllowed | None = None) -> Response:
     """What a phone scans, or a person types."""
     drawn = segno.make(totp.address(secret, visitor.actor.name), error="m").svg_inline(
-        border=4, dark="#000", light="#fff", omitsize=True, svgclass="qr", lineclass=None,
-        title="The secret as a QR code")
+        border=4, dark="#000", light="#fff", omitsize=True, svgclass="qr", lineclass=None)
     grouped = " ".join(secret[at:at + 4] for at in range(0, len(secret), 4))
     return visitor.page("second_factor.html", "Your second factor", here="Account", refused=refused,
                         drawn=Markup(drawn), secret=grouped)  # noqa: S704 - drawn by us, the name's letters as dots

@@ -1,4 +1,5 @@
-"""The dashboard's pages of who answers calls and how they come and go: agents, numbers, telephony."""
+"""The dashboard's pages of who answers calls, how they come and go, how long they are kept: agents, numbers, telephony,
+retention."""
 
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from pydantic import TypeAdapter
 
 from admin.configuring import Configuring
 from admin.messages import Form, parsed
+from admin.retaining import Retaining
 from admin.service import NotAllowed, Permission
 from admin.sign_in import SignIn, Visitor
 from admin.telephoning import Telephoning
 from calls.agents import AGENT, NUMBER, Agent
 from calls.dialling import DIAL, Dial
+from calls.retention import RETENTION, Retention
 from calls.rules import Rule
 from calls.telephony import TELEPHONY, Telephony
 
@@ -26,26 +29,31 @@ FORM_BYTES = 1024 * 1024  # of a document, percent-encoded
 SAMPLING = (("text_temperature", "Text temperature"), ("text_top_k", "Text top-k"),
             ("audio_temperature", "Sound temperature"), ("audio_top_k", "Sound top-k"), ("pad_bias", "PAD bias"),
             ("repetition_penalty", "Repetition penalty"))
+DAYS = {"calls_days": "Calls, with all of them", "recordings_days": "Recordings", "token_logs_days": "Token logs"}
 _RULES: TypeAdapter[tuple[Rule, ...]] = TypeAdapter(tuple[Rule, ...])
 
 
 class ConfigurationPages:
     """The routes' work."""
 
-    def __init__(self, configuring: Configuring, telephoning: Telephoning, sign_in: SignIn) -> None:
-        self._configuring, self._telephoning, self._sign_in = configuring, telephoning, sign_in
+    def __init__(self, configuring: Configuring, telephoning: Telephoning, retaining: Retaining, sign_in: SignIn
+                 ) -> None:
+        self._configuring, self._telephoning, self._retaining = configuring, telephoning, retaining
+        self._sign_in = sign_in
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/admin")
         answer: Callable[..., Awaitable[Response]]
         for path, answer in (
-                ("/agents", self._agents), ("/agents/{name}", self._agent), ("/telephony", self._telephony)):
+                ("/agents", self._agents), ("/agents/{name}", self._agent), ("/telephony", self._telephony),
+                ("/retention", self._retention)):
             router.add_api_route(path, answer, methods=["GET"], response_class=Response)
         for path, answer in (
                 ("/agents", self._new_agent), ("/agents/{name}", self._put_agent),
                 ("/agents/{name}/public-key", self._new_public_key), ("/agents/{name}/remove", self._remove_agent),
                 ("/numbers", self._put_number), ("/numbers/remove", self._remove_number),
-                ("/telephony", self._save_telephony), ("/telephony/calls", self._place)):
+                ("/telephony", self._save_telephony), ("/telephony/calls", self._place),
+                ("/retention", self._save_retention)):
             router.add_api_route(path, answer, methods=["POST"], response_class=Response)
         return router
 
@@ -158,6 +166,35 @@ class ConfigurationPages:
         except NotAllowed as refused:
             return await self._telephony_page(visitor, refused, dial=dial)
         return RedirectResponse(f"/admin#{answer.call}", 303)
+
+    # how long calls are kept
+
+    async def _retention(self, request: Request) -> Response:
+        visitor = await self._sign_in.visitor(request)
+        rules = (await self._retaining.rules(visitor.actor)).rules
+        return await self._retention_page(visitor, {
+            **{name: str(getattr(rules, name) or "") for name in DAYS},
+            "card_numbers": "1" if rules.card_numbers else "",
+            "patterns": "\n".join(f"{each.name}: {each.regex}" for each in rules.patterns)})
+
+    async def _retention_page(self, visitor: Visitor, fields: dict[str, str], refused: NotAllowed | None = None
+                              ) -> Response:
+        return visitor.page("retention.html", "Retention", refused=refused, fields=fields, days=DAYS,
+                            version=await self._retaining.rules(visitor.actor),
+                            may=visitor.actor.may(Permission.ERASE))
+
+    async def _save_retention(self, request: Request) -> Response:
+        visitor, form = await self._posted(request, Permission.ERASE)
+        lines = [line.partition(":") for line in form.text("patterns").splitlines() if line.strip()]
+        try:
+            rules: Retention = parsed(RETENTION, {
+                **{name: form.text(name) or None for name in DAYS}, "card_numbers": form.text("card_numbers") == "1",
+                "patterns": tuple({"name": name.strip(), "regex": regex.strip()} for name, _, regex in lines)})
+            await self._retaining.save(visitor.actor, rules)
+        except NotAllowed as refused:
+            return await self._retention_page(
+                visitor, {name: form.text(name) for name in (*DAYS, "card_numbers", "patterns")}, refused)
+        return RedirectResponse("/admin/retention", 303)
 
     async def _posted(self, request: Request, needed: Permission = Permission.CONFIGURE) -> tuple[Visitor, Form]:
         visitor, form = await self._sign_in.posted(request, FORM_BYTES)

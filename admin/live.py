@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fastapi.responses import Response, StreamingResponse
 
@@ -20,10 +22,12 @@ from admin.access import Access
 from admin.messages import event_message, text_of, whole_call
 from admin.service import Actor, NotAllowed, Permission, Service
 from admin.sign_in import Visitor
+from calls.events import Envelope, Series
 from calls.follow import TooSlow, Watcher
 from calls.routing import RoutingUnavailable
 from calls.store import StoreError
 
+Told = TypeVar("Told")
 Again = Callable[[], Awaitable[Actor | None]]
 
 log = logging.getLogger(__name__)
@@ -32,6 +36,23 @@ CHECK_S = 5.0
 MOST_STREAMS = 256  # of one process
 UTTERANCES, CONTROLS = 40, 12  # of each call, in a snapshot
 RETRY_MS = 1000  # after which a browser connects again
+FRESH_S = 1.0  # what all streams tell alike is looked up once in so long: after a restart they come all at once
+ENCODED = 256  # newest events, whose text is made once for all streams
+
+
+class _Shared(Generic[Told]):
+    """Looks something up once for all who ask within FRESH_S."""
+
+    def __init__(self) -> None:
+        self._looking: asyncio.Future[Told] | None = None
+        self._at = 0.0
+
+    async def get(self, look: Callable[[], Coroutine[Any, Any, Told]]) -> Told:
+        """Raises what `look` does."""
+        now = asyncio.get_running_loop().time()
+        if self._looking is None or now - self._at > FRESH_S or self._looking.cancelled():
+            self._looking, self._at = asyncio.ensure_future(look()), now
+        return await asyncio.shield(self._looking)
 
 
 class LiveStreams:
@@ -40,6 +61,8 @@ class LiveStreams:
     def __init__(self, service: Service, access: Access) -> None:
         self._service, self._access = service, access
         self._open = 0
+        self._snapshots, self._running = _Shared[str](), _Shared[str]()
+        self._encoded: OrderedDict[tuple[Series, int], str | None] = OrderedDict()
 
     def open(self, visitor: Visitor) -> Response:
         """Of all calls. Raises NotAllowed."""
@@ -58,15 +81,18 @@ class LiveStreams:
         try:
             yield f"retry: {RETRY_MS}\n\n"
             async with self._service.follow(actor, call) as watcher:
-                yield _event(await self._snapshot(actor, call))
+                if call is None:
+                    yield await self._snapshots.get(lambda: self._snapshot(actor, None))
+                else:
+                    yield await self._snapshot(actor, call)
                 async for message in self._messages(again, watcher):
-                    yield _event(message)
+                    yield message
         except (TooSlow, StoreError, RoutingUnavailable, NotAllowed) as ended:
             log.info("a dashboard's stream ends: %s", ended)
         finally:
             self._open -= 1
 
-    async def _messages(self, again: Again, watcher: Watcher) -> AsyncIterator[Mapping[str, Any]]:
+    async def _messages(self, again: Again, watcher: Watcher) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         check_at = loop.time() + CHECK_S
         while True:
@@ -74,17 +100,30 @@ class LiveStreams:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(check_at):
                     envelope = await watcher.next()
-            if envelope is not None and (message := event_message(envelope, words=False)) is not None:
-                yield {"call": envelope.call, **message}
+            if envelope is not None and (told := self._told(envelope)) is not None:
+                yield told
             if loop.time() >= check_at:
                 check_at = loop.time() + CHECK_S
                 actor = await again()
                 if actor is None:
-                    yield {"type": "signed_out"}
+                    yield _event({"type": "signed_out"})
                     return
-                yield {"type": "running", "calls": [row.id for row in await self._service.running(actor)]}
+                actor.must(Permission.SEE)
+                yield await self._running.get(functools.partial(self._those_that_run, actor))
 
-    async def _snapshot(self, actor: Actor, call: str | None) -> Mapping[str, Any]:
+    def _told(self, envelope: Envelope) -> str | None:
+        key = (envelope.series, envelope.sequence)
+        if key not in self._encoded:
+            message = event_message(envelope, words=False)
+            self._encoded[key] = None if message is None else _event({"call": envelope.call, **message})
+            if len(self._encoded) > ENCODED:
+                self._encoded.popitem(last=False)
+        return self._encoded[key]
+
+    async def _those_that_run(self, actor: Actor) -> str:
+        return _event({"type": "running", "calls": [row.id for row in await self._service.running(actor)]})
+
+    async def _snapshot(self, actor: Actor, call: str | None) -> str:
         calls = []
         for row in await self._service.running(actor):
             if call not in (None, row.id):
@@ -93,7 +132,7 @@ class LiveStreams:
             utterances = [{name: value for name, value in one.items() if name != "words"}
                           for one in kept["utterances"][-UTTERANCES:]]
             calls.append({**asdict(row), "utterances": utterances, "controls": kept["controls"][-CONTROLS:]})
-        return {"type": "snapshot", "now": datetime.now(UTC), "calls": calls}
+        return _event({"type": "snapshot", "now": datetime.now(UTC), "calls": calls})
 
 
 def _event(message: Mapping[str, Any]) -> str:

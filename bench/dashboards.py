@@ -140,7 +140,8 @@ async def _watch(port: int, token: str, watched: Watched) -> None:
     try:
         asked = ("GET /admin/events HTTP/1.1", "Host: localhost", f"Cookie: tandem_session={token}", "", "")
         writer.write("\r\n".join(asked).encode())
-        assert (await reader.readline()).split()[1] == b"200"
+        if (status := await reader.readline()).split()[1] != b"200":
+            raise RuntimeError(f"a dashboard's stream isn't there: {status.decode()}")
         while line := await reader.readline():
             if line.startswith(b"data: ") and (message := json.loads(line[6:]))["type"] == "utterance":
                 watched.to_dashboards.append(_said_ago(message["text"]))

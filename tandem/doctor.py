@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from alembic.script import ScriptDirectory
@@ -26,36 +24,21 @@ from rich.console import Console
 from sqlalchemy import text
 
 from calls.connect import open_redis
-from calls.events import EndReason, Measure
-from calls.line_words import line_in_words
+from calls.findings import Finding, Verdict, findings_of
 from calls.live import MAX_STREAM_ENTRIES, PARTITIONS, stream_key
 from calls.routing import Health, RoutingUnavailable, health
 from calls.settings import Settings
-from calls.store import CallRow, LineRow, Store, StoreError
+from calls.store import Store, StoreError
 from media.audio import SAMPLE_RATE, write_wav
 from sip.phone import PhoneError, PhoneReport, phone
 from tandem.embedded import EmbeddedError, running_postgres, running_redis
 from tandem.errors import UserError
-
-Verdict = Literal["good", "doubtful", "bad"]
 
 FREE_GB = (2.0, 0.2)  # of the disk: below the first it is doubtful, below the second bad
 CLOCK_S = (0.5, 5.0)  # that this machine's clock is off Redis's
 PACKAGES = ("torch", "av", "aiortc", "pjsua2-python", "redis", "sqlalchemy")
 ECHO_S, LIKE, LATE_S = 4.0, 0.8, 0.4  # an echo's call; its likeness; its way, two frames of 80 ms included
 ANSWER_S = 10.0  # for anything that is asked
-FEW = 3  # frames are nothing to worry about: a call's first ones may be late
-STEP_S = 0.08  # in which a step has to be done
-
-
-@dataclass(frozen=True)
-class Finding:
-    """`advice` says what to do, where there is something."""
-
-    what: str
-    verdict: Verdict
-    found: str
-    advice: str = ""
 
 
 Look = Callable[[], Awaitable[list[Finding]]]
@@ -231,81 +214,8 @@ async def _of_call(settings: Settings, id: str) -> list[Finding]:
             heard = {one.speaker for one in await store.utterances(id)}
     except (StoreError, EmbeddedError) as error:
         raise UserError(str(error)) from None
-    findings = [_end_of(row), *_line_of(line), *_frames_of(row), *_hops_of(measures)]
-    findings += [Finding("moved", "doubtful", f"from {move.worker_before} to {move.worker} after {move.k} frames: "
-                         f"{move.why}; {move.seconds:.2f} s", "look at the first worker's log") for move in moves]
-    if row.answered_at is not None:
-        for speaker in ("agent", "caller"):
-            if speaker not in heard and row.model != "echo":
-                findings.append(Finding(f"words of the {speaker}", "doubtful", "none", {
-                    "agent": "did it speak? was it held?",
-                    "caller": "one-way audio, or no speech-to-text model (TANDEM_STT)?"}[speaker]))
-        kept = recording is not None and abs(recording.seconds - (row.frames or 0) * STEP_S) < 1
-        if settings.recording == "on" and row.ended_at is not None:
-            findings.append(Finding("recording", "good" if kept else "doubtful",
-                                    f"{recording.seconds:.1f} s at {recording.url}" if recording else "none",
-                                    "it is kept after the call, by the bridge or, if that died, by the persister"))
-    return findings
-
-
-_ENDS: dict[EndReason, tuple[Verdict, str]] = {
-    EndReason.BUSY: ("bad", "all slots were taken: start more workers, or raise TANDEM_SLOTS"),
-    EndReason.NO_WORKER: ("bad", "no worker offered the model, or Redis was away: see `tandem doctor`"),
-    EndReason.OVERLOADED: ("bad", "events couldn't be saved fast enough: look at the persister and Postgres"),
-    EndReason.WORKER_LOST: ("bad", "its worker was lost and there was no other: look at the worker's log"),
-    EndReason.BRIDGE_LOST: ("bad", "the process that carried it died or stood still: look at its log"),
-    EndReason.MEDIA_LOST: ("bad", "nothing came from the other side any more: its network, or a firewall"),
-    EndReason.SHUTDOWN: ("doubtful", "its bridge was ended while it ran: drain longer (TANDEM_DRAIN_S)"),
-    EndReason.NO_ANSWER: ("doubtful", "nobody took the call in time: is ring_s long enough?"),
-    EndReason.REJECTED: ("doubtful", "by whoever was called or, of a call that came in, by the telephony document"),
-    EndReason.FAILED: ("bad", "what is said before tells whose fault; the bridge's log has more, by the call's id"),
-}
-_ON_THE_LINE = {
-    "sound_stopped": "RTP stopped: a firewall or NAT between, or a phone that sends nothing while it is muted",
-    "sound_one_way": "our RTP doesn't arrive: a firewall or NAT between, or our SDP's address is no way to us",
-    "queued": "all slots were taken: start more workers, or raise TANDEM_SLOTS",
-}
-
-
-def _end_of(row: CallRow) -> Finding:
-    if row.end_reason is None:
-        return Finding("end", "good", f"none yet, it is {row.state}")
-    verdict, advice = _ENDS.get(EndReason(row.end_reason), ("good", ""))
-    return Finding("end", verdict, f"{row.end_reason}, by the {row.ended_by} side. {row.why}", advice)
-
-
-def _line_of(line: Iterable[LineRow]) -> Iterator[Finding]:
-    """What went wrong on the telephone line."""
-    for one in line:
-        failed = one.what == "transfer" and one.side == "remote" and not re.search(r": (1|2)\d\d|answered", one.text)
-        if one.what in _ON_THE_LINE or failed:
-            yield Finding("line", "doubtful", f"{line_in_words(one.what, one.side, one.text, one.via)}, "
-                          f"{STEP_S * one.k:.0f} s after the answer",
-                          _ON_THE_LINE.get(one.what, "the transfer's target wouldn't or couldn't take the call"))
-
-
-def _frames_of(row: CallRow) -> Iterator[Finding]:
-    frames = row.frames or 0
-    for name, count, advice in (
-            ("frames dropped", row.frames_dropped, "the caller's: the worker was too slow, or the link between them"),
-            ("frames missing", row.frames_missing, "the agent's: late or never there; compare the hops below"),
-            ("underruns", row.underruns, "the playout had nothing in hand: see what is late below")):
-        if frames and count is not None:
-            share = count / frames
-            verdict: Verdict = "good" if count < FEW or share < 0.005 else "doubtful" if share < 0.05 else "bad"
-            yield Finding(name, verdict, f"{count} of {frames}", advice)
-
-
-def _hops_of(measures: dict[str, Measure]) -> Iterator[Finding]:
-    advices = {"step": (STEP_S, "the model is too slow here for so many calls: fewer slots, more cores, a GPU"),
-               "wait": (0.03, "frames wait for their step: too many calls on one worker"),
-               "link": (0.02, "the way between bridge and worker is slow"),
-               "bridge": (0.01, "the bridge is short of processor time")}
-    for hop, (bound_s, advice) in advices.items():
-        measure = measures.get(hop)
-        if measure is not None and measure.p95_s is not None and measure.p50_s is not None:
-            yield Finding(f"{hop}, p50 / p95", "good" if measure.p95_s <= bound_s else "doubtful",
-                          f"{1000 * measure.p50_s:.1f} / {1000 * measure.p95_s:.1f} ms", advice)
+    return list(findings_of(row, measures=measures, moves=moves, line=line, heard=heard, recording=recording,
+                            recorded=settings.recording == "on"))
 
 
 @contextlib.asynccontextmanager

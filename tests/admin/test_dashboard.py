@@ -93,7 +93,8 @@ async def call(store: Store) -> None:
         CallMoved("worker-0", "worker-1", "killed", 12, 0.25, 20), _said("hello there", 10, Speaker.AGENT),
         _said("<script>alert(1)</script> parking", 30, Speaker.CALLER),
         ControlTaken("c1", "say", "one <i>moment", False, "bob", AT, "said", 40, 52, ""),
-        CallMeasured((Measure("whole", 100, 10.0, 0.1, 0.2, 0.3), Measure("response", 2, 1.0, 0.5, 0.6, 0.6))), ENDED))
+        CallMeasured((Measure("whole", 100, 10.0, 0.1, 0.2, 0.3), Measure("step", 100, 10.0, 0.07, 0.09, 0.3),
+                      Measure("response", 2, 1.0, 0.5, 0.6, 0.6))), ENDED))
 
 
 async def test_what_comes_without_our_pages_token_does_nothing(admin: Browser, store: Store, redis: Redis) -> None:
@@ -172,12 +173,22 @@ async def test_a_call_tells_all_of_it(admin: Browser, call: None, store: Store) 
     for told in ("sip:ann@example.org", "caller hung up", "nano", "worker-1", "one &lt;i&gt;moment", "said",
                  "moved from worker-0 to <em>worker-1</em> within 250 ms",
                  '<th scope="row">response', ">500<", '<time datetime="2026-11-30T09:00:00+00:00">',
-                 'data-start="0.8"'):
+                 'data-start="0.8"', "70.0 / 90.0 ms <small>the model is too slow here"):
         assert told in page, told
     assert "<script>alert" not in page
     assert (await admin.get("/admin/calls/call-1/transcript.csv")).headers["content-type"].startswith("text/csv")
     assert (await admin.get("/admin/calls/none")).status == 404
     assert [entry.action for entry in await Audit(store).newest(1)] == ["transcript exported"]
+
+
+async def test_a_call_is_erased_by_who_may(port: int, admin: Browser, call: None, store: Store) -> None:
+    operator = await _signed_in(port, "operator")
+    assert "Erase this call" not in (await operator.get("/admin/calls/call-1")).text
+    token = (await admin.get("/admin/calls/call-1")).form_token
+    assert (await admin.post("/admin/calls/call-1/erase", {"form_token": token})).status == 303
+    assert (await admin.get("/admin/calls/call-1")).status == 404
+    [entry] = await Audit(store).newest(1)
+    assert (entry.who, entry.action, entry.subject) == ("admin (admin)", "call erased", "call-1")
 
 
 async def test_latency_and_workers_are_told(admin: Browser, call: None, redis: Redis) -> None:

@@ -17,6 +17,7 @@ from calls.audit import Audit
 from calls.configuration import published
 from calls.dialling import Answer, DialInbox
 from calls.operators import Operators, Role
+from calls.retention_store import RetentionStore
 from calls.routing import BridgeRegistry
 from calls.store import Store
 from calls.telephony_published import TrunkState, read, tell_states
@@ -152,3 +153,22 @@ async def test_a_webhook_is_made_tried_switched_off_and_removed(admin: Browser, 
     assert secret[1] not in again.text
     assert (await admin.post(f"{there}/remove", {"form_token": token})).status == 303
     assert (await admin.get(there)).status == 404
+
+
+async def test_retention_is_saved_and_what_cant_be_meant_stays_typed(admin: Browser, store: Store) -> None:
+    page = await admin.get("/admin/retention")
+    assert "all calls are kept" in page.text
+    form = {"form_token": page.form_token, "calls_days": "365", "recordings_days": "30", "card_numbers": "1",
+            "patterns": "iban: \\mde\\d{20}\\M\n\nmail: [a-z:]+@"}
+    assert (await admin.post("/admin/retention", form)).status == 303
+    rules = (await RetentionStore(store).newest()).rules
+    assert (rules.calls_days, rules.recordings_days, rules.token_logs_days, rules.card_numbers) == (365, 30, None, True)
+    assert [(each.name, each.regex) for each in rules.patterns] == [("iban", "\\mde\\d{20}\\M"), ("mail", "[a-z:]+@")]
+    shown = (await admin.get("/admin/retention")).text
+    assert 'name="calls_days" value="365"' in shown
+    assert "mail: [a-z:]+@" in shown
+    for bad in ({"calls_days": "0"}, {"patterns": "iban"}, {"patterns": "iban: ("}):
+        refused = await admin.post("/admin/retention", form | bad)
+        assert refused.status == 422, bad
+        assert html.escape(next(iter(bad.values()))) in refused.text
+    assert [entry.action for entry in await Audit(store).newest(1)] == ["retention changed"]

@@ -265,3 +265,25 @@ async def test_the_web_role_starts_again_and_the_page_comes_back_to_a_call_that_
         assert loudness_db(heard, QUIET_S, ECHO_S) > SPEECH_DB
         assert len(heard) > 0.95 * len(said)
         await reads(card, "ended: caller hung up")
+
+
+async def test_axe_finds_nothing_on_any_page_of_an_admins(web: Web, deaf_browser: Browser) -> None:
+    async with operating(web, deaf_browser, "root", Role.ADMIN) as (page, complaints):
+        for name in ("agents", "agents/agent", "telephony", "retention", "webhooks", "keys", "operators", "audit",
+                     "latency", "workers", "account"):
+            await page.goto(f"{web.origin}/admin/{name}")
+            await finds_nothing(page, name)
+        await page.locator("form[action$=second-factor]").get_by_label("Your password").fill(PASSWORD)
+        await presses(page.locator("main"), "Set it up")
+        await page.get_by_role("img", name="QR code").wait_for()
+        await finds_nothing(page, "second factor")
+        await page.goto(f"{web.origin}/admin/webhooks")
+        await page.get_by_label("Address").fill("https://hook.invalid/tandem")
+        await page.get_by_label("call.ended").check()
+        await presses(page.locator("main"), "Make it")
+        await page.get_by_role("heading", name="Its secret").wait_for()
+        await finds_nothing(page, "a webhook")
+        await presses(page.locator("main"), "Send a ping")
+        await page.get_by_role("heading", name="ping").wait_for()
+        await finds_nothing(page, "a delivery")
+        assert complaints == []
