@@ -24,7 +24,6 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, WebSocket, WebSocketDisconnect
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from starlette.routing import BaseRoute
 
@@ -80,9 +79,12 @@ class Api:
 
     def document(self, routes: Sequence[BaseRoute]) -> APIRouter:
         """Of those of an application's routes that are the API's: /api/openapi.json, for whoever has a key."""
-        router, document = APIRouter(), functools.cache(lambda: get_openapi(
-            title="Tandem", version="1", description=DESCRIPTION, routes=[
-                route for route in routes if isinstance(route, APIRoute) and route.path.startswith(PREFIX)]))
+        router = APIRouter()
+
+        @functools.cache
+        def document() -> dict[str, Any]:
+            told = get_openapi(title="Tandem", version="1", description=DESCRIPTION, routes=routes)
+            return told | {"paths": {path: what for path, what in told["paths"].items() if path.startswith(PREFIX)}}
 
         @router.get("/api/openapi.json", include_in_schema=False)
         async def openapi(request: Request) -> JSONResponse:

@@ -24,6 +24,7 @@ PARTS = {
     "web_bridge": "What the WebRTC bridge adds",
     "leases": "Leases among many workers",
     "scale": "What a call costs Redis and Postgres",
+    "search": "Lists and searches over 100,000 calls",
 }
 
 

@@ -26,7 +26,7 @@ MOST_STARS = 2  # in a pattern: looking for it takes time by their power
 LONGEST_NUMBER = 100
 PUBLIC_KEY = re.compile(r"pk_[A-Za-z0-9_-]{22}")
 
-Name = Annotated[str, Field(pattern=r"^[\w.-]{1,64}$", description="letters, digits, `_`, `.`, `-`")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="letters, digits, `_`, `.`, `-`")]
 Pattern = Annotated[str, Field(min_length=1, max_length=LONGEST_NUMBER, pattern=r"^[^\s@<>/\x00]+$", description=(
     "as it is called, without `sip:` and host; `*` stands for any characters, `?` for one"))]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
@@ -42,7 +42,7 @@ class AgentSettings:
     rules: Annotated[tuple[Rule, ...], Field(max_length=MOST_RULES)] = ()
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     role: Annotated[str, Field(max_length=MAX_ROLE, description="for models that were taught roles")] = ""
-    voice: Annotated[str, Field(pattern=r"^([\w-][\w.-]{0,63})?$", description="of such a model")] = ""
+    voice: Annotated[str, Field(pattern=r"^([A-Za-z0-9_-][A-Za-z0-9_.-]{0,63})?$", description="of such a model")] = ""
     longest_call_s: Seconds | None = None
     longest_silence_s: Seconds | None = None
     recorded: bool = True

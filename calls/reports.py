@@ -11,6 +11,7 @@ from sqlalchemy import desc, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 
 from calls.paging import cursor, place
+from calls.searching import has, is_rare
 from calls.store import CALL_QUERY, CallRow, Match, Store, checked_limit
 from calls.store_writes import clean
 from calls.tables import Call, CallMeasure, Utterance
@@ -73,10 +74,13 @@ class Reports:
 
     async def calls(self, wanted: CallFilter, limit: int = 50, before: str | None = None) -> tuple[Listed, ...]:
         """The newest calls first; `before`: those that come after the call with this cursor. Raises BadCursor."""
-        query = _filtered(wanted).order_by(desc(Call.received_at), desc(Call.id)).limit(checked_limit(limit))
-        if before is not None:
-            query = query.where(tuple_(Call.received_at, Call.id) < tuple_(*place(before, datetime, str)))
+        limit = checked_limit(limit)
+        after = place(before, datetime, str) if before is not None else None
         async with self._store.transaction() as connection:
+            rare = bool(wanted.words) and await is_rare(connection, wanted.words)
+            query = _filtered(wanted, rare).order_by(desc(Call.received_at), desc(Call.id)).limit(limit)
+            if after is not None:
+                query = query.where(tuple_(Call.received_at, Call.id) < tuple_(*after))
             rows = [CallRow(*row) for row in await connection.execute(query)]
             found: dict[str, Match] = {}
             if wanted.words and rows:
@@ -114,7 +118,7 @@ class Reports:
         return tuple(Latency(row[0], row[1], row[2], row[3], row[4], row[5], row[6][0]) for row in rows)
 
 
-def _filtered(wanted: CallFilter) -> Any:
+def _filtered(wanted: CallFilter, rare: bool = False) -> Any:
     query = CALL_QUERY
     for column, value in ((Call.protocol, wanted.protocol), (Call.direction, wanted.direction),
                           (Call.agent, wanted.agent), (Call.worker, wanted.worker)):
@@ -134,20 +138,21 @@ def _filtered(wanted: CallFilter) -> Any:
     if wanted.said:
         query = query.where(exists().where(Utterance.call_id == Call.id, Utterance.text != ""))
     if wanted.words:
-        query = query.where(Call.id.in_(select(Utterance.call_id).where(_has(wanted.words))))
+        found = select(Utterance.call_id).where(has(wanted.words))
+        if rare:
+            found = select(found.cte("found").prefix_with("MATERIALIZED", dialect="postgresql").c.call_id)
+        query = query.where(Call.id.in_(found))
     return query
 
 
 def _first_match(words: str, calls: Collection[str]) -> Any:
-    return (select(Utterance.call_id, Call.received_at, Utterance.speaker, Utterance.first_k, Utterance.start_s,
-                   Utterance.text)
-            .join(Call).where(Utterance.call_id.in_(calls), _has(words))
-            .ext(distinct_on(Utterance.call_id))
-            .order_by(Utterance.call_id, Utterance.first_k))
-
-
-def _has(words: str) -> Any:
-    return Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", clean(words)))
+    """Of each of these calls; their utterances are looked through without the index, which would find all others."""
+    there = (select(Utterance.call_id, Call.received_at, Utterance.speaker, Utterance.first_k, Utterance.start_s,
+                    Utterance.text, Utterance.tsv).join(Call).where(Utterance.call_id.in_(calls))
+             .cte("there").prefix_with("MATERIALIZED", dialect="postgresql"))
+    return (select(there.c.call_id, there.c.received_at, there.c.speaker, there.c.first_k, there.c.start_s,
+                   there.c.text).where(has(words, there.c.tsv))
+            .ext(distinct_on(there.c.call_id)).order_by(there.c.call_id, there.c.first_k))
 
 
 def _middle(column: Any) -> Any:

@@ -22,7 +22,7 @@ Days = Annotated[int, Field(ge=1, le=36500)]
 class Pattern:
     """A regular expression of PostgreSQL's, without regard to case, within an utterance; `name` stands in its place."""
 
-    name: Annotated[str, Field(pattern=r"^[\w -]{1,40}$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,40}$")]
     regex: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
 
 

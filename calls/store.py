@@ -24,6 +24,7 @@ from sqlalchemy import (
     Connection,
     create_engine,
     desc,
+    event,
     func,
     make_url,
     or_,
@@ -42,6 +43,7 @@ from calls.events import (
     Word,
 )
 from calls.paging import cursor, place
+from calls.searching import has, is_rare
 from calls.store_writes import advance_watermarks, clean, write_events
 from calls.tables import Call, CallControl, CallMeasure, LineEvent, Move, Recording, Utterance
 from calls.tables import Word as WordTable
@@ -226,6 +228,7 @@ class Store:
     def __init__(self, url: str) -> None:
         self._engine = create_async_engine(_with_driver(url), pool_size=4, max_overflow=0, pool_timeout=10,
                                            pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        event.listen(self._engine.sync_engine, "connect", _prepare)
 
     async def close(self) -> None:
         await self._engine.dispose()
@@ -323,16 +326,22 @@ class Store:
     async def search(self, text: str, limit: int = 50, before: str | None = None) -> tuple[Match, ...]:
         """Utterances that hold the words of `text` (quotes, `or` and `-` as in web searches), newest calls
         first; `before`: those that come after the one with this cursor. Raises BadCursor."""
-        query = (select(Call.id, Call.received_at, Utterance.speaker, Utterance.first_k, Utterance.start_s,
-                        Utterance.text)
-                 .join(Call).where(Utterance.tsv.op("@@")(func.websearch_to_tsquery("simple", clean(text))))
-                 .order_by(desc(Call.received_at), desc(Call.id), Utterance.first_k, Utterance.speaker)
-                 .limit(checked_limit(limit)))
-        if before is not None:
-            at, call, first_k, speaker = place(before, datetime, str, int, str)
-            query = query.where(tuple_(Call.received_at, Call.id) <= tuple_(at, call), or_(
-                Call.id != call, tuple_(Utterance.first_k, Utterance.speaker) > tuple_(first_k, speaker)))
+        limit = checked_limit(limit)
+        after = place(before, datetime, str, int, str) if before is not None else None
         async with self.transaction() as connection:
+            found: Any = select(Utterance.call_id, Utterance.speaker, Utterance.first_k, Utterance.start_s,
+                                Utterance.text).where(has(text))
+            if await is_rare(connection, text):
+                found = found.cte("found").prefix_with("MATERIALIZED", dialect="postgresql")
+            else:
+                found = found.subquery()
+            query = (select(Call.id, Call.received_at, found.c.speaker, found.c.first_k, found.c.start_s, found.c.text)
+                     .join(found, found.c.call_id == Call.id)
+                     .order_by(desc(Call.received_at), desc(Call.id), found.c.first_k, found.c.speaker).limit(limit))
+            if after is not None:
+                at, call, first_k, speaker = after
+                query = query.where(tuple_(Call.received_at, Call.id) <= tuple_(at, call), or_(
+                    Call.id != call, tuple_(found.c.first_k, found.c.speaker) > tuple_(first_k, speaker)))
             return tuple(Match(*row) for row in await connection.execute(query))
 
     @asynccontextmanager
@@ -350,6 +359,17 @@ class Store:
 CALL_QUERY = select(*(getattr(Call, name) for name in CallRow.__dataclass_fields__))
 _UTTERANCES = select(Utterance.id, Utterance.call_id, Utterance.speaker, Utterance.first_k, Utterance.last_k,
                      Utterance.start_s, Utterance.end_s, Utterance.text, Utterance.final)
+
+
+def _prepare(connection: Any, _: object) -> None:
+    """A new connection: how fast a search is hangs on its words, so each is planned with them, for tables that lie in
+    memory; and what is found in milliseconds waits for no parallel workers to begin."""
+    cursor = connection.cursor()
+    cursor.execute("SET plan_cache_mode = force_custom_plan")
+    cursor.execute("SET random_page_cost = 1.1")
+    cursor.execute("SET max_parallel_workers_per_gather = 0")
+    cursor.close()
+    connection.commit()
 
 
 async def _told(connection: AsyncConnection, calls: Collection[str]) -> dict[str, Mapping[str, Any]]:
