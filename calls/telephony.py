@@ -91,6 +91,24 @@ class Trunk:
 
 
 @checked(frozen=True, config=_FORBID)
+class User:
+    """Somebody of ours with a phone: signs in at the edge, and calls."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]{1,64}$")]
+    password: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]*$")]
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Self:
+        if not self.password.startswith(MARK) and len(self.password) > LONGEST_PASSWORD:
+            raise ValueError(f"password: at most {LONGEST_PASSWORD} characters")
+        return self
+
+    @property
+    def goes_to(self) -> tuple[str, ...]:
+        return (self.name,)
+
+
+@checked(frozen=True, config=_FORBID)
 class Hours:
     """Open on these days from one time to another; `00:00` to `24:00` is all day."""
 
@@ -191,6 +209,7 @@ class Telephony:
     """All of it."""
 
     trunks: Annotated[tuple[Trunk, ...], Field(max_length=MOST_TRUNKS)] = ()
+    users: Annotated[tuple[User, ...], Field(max_length=1000)] = ()
     inbound: Inbound = Inbound()
     outbound: Outbound = Outbound()
     codecs: Annotated[tuple[Codec, ...], Field(min_length=1)] = ("g722", "pcmu", "pcma")  # of all calls, best first
@@ -199,6 +218,8 @@ class Telephony:
     def _can_be_meant(self) -> Self:
         if len({trunk.name for trunk in self.trunks}) < len(self.trunks):
             raise ValueError("trunks: two have one name")
+        if len({user.name for user in self.users}) < len(self.users):
+            raise ValueError("users: two have one name")
         return self
 
     def trunk(self, name: str) -> Trunk | None:
@@ -211,20 +232,22 @@ class Telephony:
         return next((trunk for trunk in self.trunks if trunk.enabled and trunk.knows(address)), None)
 
     def with_passwords(self, change: Any) -> Telephony:
-        """With `change(trunk)` in place of each trunk's password."""
-        return replace(self, trunks=tuple(replace(trunk, password=change(trunk)) for trunk in self.trunks))
+        """With `change(trunk)` in place of each trunk's password, and the same for users."""
+        return replace(self, trunks=tuple(replace(trunk, password=change(trunk)) for trunk in self.trunks),
+                       users=tuple(replace(user, password=change(user)) for user in self.users))
 
     def sealed(self, secret: bytes, before: Telephony) -> Telephony:
         """As it is kept. Where a password is HIDDEN it is the one of `before`; raises BadTelephony where there is none,
         or where it would go to somebody else now."""
-        had = {trunk.name: trunk for trunk in before.trunks}
+        every: tuple[Trunk | User, ...] = (*before.trunks, *before.users)
+        had = {(type(one), one.name): one for one in every}
 
-        def kept(trunk: Trunk) -> str:
-            if trunk.password != HIDDEN:
-                return trunk.password and seal(trunk.password, secret)
-            known = had.get(trunk.name)
-            if known is None or known.goes_to != trunk.goes_to:
-                raise BadTelephony(f"trunks: {trunk.name}: give the password: it is a new one, or where it goes to")
+        def kept(one: Trunk | User) -> str:
+            if one.password != HIDDEN:
+                return one.password and seal(one.password, secret)
+            known = had.get((type(one), one.name))
+            if known is None or known.goes_to != one.goes_to:
+                raise BadTelephony(f"{one.name}: give the password: it is a new one, or where it goes to")
             return known.password
 
         return self.with_passwords(kept)
@@ -268,7 +291,8 @@ def telephony_of(document: Any) -> Telephony:
 def changes(before: Telephony, after: Telephony) -> str:
     """What has changed, as the audit tells it: whole parts and trunks by name, no password."""
     parts = [name for name in ("inbound", "outbound", "codecs") if getattr(before, name) != getattr(after, name)]
-    had, has = ({trunk.name: trunk for trunk in one.trunks} for one in (before, after))
-    parts += [f"trunk {name} {'added' if name not in had else 'removed' if name not in has else 'changed'}"
-              for name in sorted({*had, *has}) if had.get(name) != has.get(name)]
+    for kind in ("trunk", "user"):
+        had, has = ({one.name: one for one in getattr(document, f"{kind}s")} for document in (before, after))
+        parts += [f"{kind} {name} {'added' if name not in had else 'removed' if name not in has else 'changed'}"
+                  for name in sorted({*had, *has}) if had.get(name) != has.get(name)]
     return ", ".join(parts) or "nothing"

@@ -54,7 +54,11 @@ async def publish(redis: Redis, version: Version, *, over_newer: bool = False) -
 
 async def read(redis: Redis) -> Version | None:
     """What was published last. Raises RedisError and OSError."""
-    found = await redis.get(KEY)
+    return version_of(await redis.get(KEY))
+
+
+def version_of(found: bytes | str | None) -> Version | None:
+    """What lies at KEY; None where there is nothing that can be read."""
     if found is None:
         return None
     try:

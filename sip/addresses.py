@@ -11,6 +11,7 @@ _PRIVATE = tuple(map(ipaddress.IPv4Network, ("127.0.0.0/8", "10.0.0.0/8", "172.1
 _BRACKETED = re.compile(r"<\s*(sips?:[^>\s]+)\s*>", re.IGNORECASE)
 _BARE = re.compile(r"(sips?:[^\s;>]+)", re.IGNORECASE)
 _REQUEST_LINE = re.compile(r"[A-Z]+ (sips?:\S+) SIP/2\.0\r?\n", re.IGNORECASE)
+_SOURCE = re.compile(r"^x-tandem-source[ \t]*:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 _CALL_ID = re.compile(r"^(?:call-id|i)[ \t]*:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 
 
@@ -63,3 +64,10 @@ def call_id(message: str) -> str:
     """A message's Call-ID, short form included; empty when it has none."""
     found = _CALL_ID.search(message)
     return _clean(found.group(1)) if found else ""
+
+
+def source_of(message: str, sender: str, edge: str) -> str:
+    """The address from which a request came, whose last sender was `sender`: the edge (`host:port`) says before whom
+    it stands, and nobody else is believed."""
+    found = _SOURCE.search(message) if edge and sender == edge else None
+    return found.group(1) if found else sender.rpartition(":")[0]

@@ -25,7 +25,7 @@ from calls.settings import Settings
 from calls.telephony import CODECS, Telephony, Trunk
 from media.bridge import CallBridge, Carried, ShuttingDown
 from sip.accounts import LocalAccount, Place, account_config
-from sip.addresses import address_of, call_id, host_of, request_uri, user_of
+from sip.addresses import address_of, call_id, host_of, request_uri, source_of, user_of
 from sip.call import Manner, SipCall
 from sip.configured import Configured
 from sip.counting import Counting
@@ -130,7 +130,8 @@ class Bridge(CallBridge):
 
     def _incoming(self, account: pj.Account, prm: pj.OnIncomingCallParam) -> None:
         leg = Leg(account, prm.callId, self._loop, self.forget)
-        message, source = str(prm.rdata.wholeMsg), str(prm.rdata.srcAddress).rpartition(":")[0]
+        message = str(prm.rdata.wholeMsg)
+        source = source_of(message, str(prm.rdata.srcAddress), self._place.edge)
         caller = address_of(str(leg.getInfo().remoteUri))
         telephony = self._telephony
         refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else screening.screened(

@@ -26,7 +26,7 @@ from sip.addresses import EndpointError, check_host
 
 log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0  # many that start together on a busy machine take their time
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # before a crashed process starts again
 STEADY_S = 60.0  # a process that ran so long starts again with the first pause
 LAST_PORT = 65535

@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 model = typer.Typer(help="Try and check models.", no_args_is_help=True, rich_markup_mode=None)
 bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=None)
+sip = typer.Typer(help="Run the SIP bridge, or what stands before it.", rich_markup_mode=None)
 db = typer.Typer(help="The database.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(model, name="model")
 app.add_typer(cli_calls.call, name="call")
@@ -30,6 +31,7 @@ app.add_typer(cli_configuration.retention, name="retention")
 app.add_typer(cli_train.train, name="train")
 app.add_typer(bench, name="bench")
 app.add_typer(db, name="db")
+app.add_typer(sip, name="sip")
 
 
 def _start(role: str) -> Settings:
@@ -50,11 +52,36 @@ def _role(name: str, help_text: str, module: str, function: str) -> None:
 
 _role("serve", "Run everything on this machine.", "tandem.serve", "serve")
 _role("worker", "Run a worker: the model, for many calls together.", "tandem.roles", "worker")
-_role("sip", "Run the SIP bridge.", "tandem.roles", "sip")
 _role("webrtc", "Run the WebRTC bridge: calls from browsers.", "tandem.roles", "webrtc")
 _role("chat", "Run the bridge for Moshi's own clients (docs/chat.md).", "tandem.roles", "chat")
 _role("web", "Run the web role.", "tandem.roles", "web")
 _role("persist", "Carry events from Redis to Postgres.", "tandem.roles", "persister")
+
+
+@sip.callback(invoke_without_command=True)
+def sip_bridge(context: typer.Context) -> None:
+    """Run the SIP bridge; or `edge`, what stands before it."""
+    if context.invoked_subcommand is None:
+        settings = _start("sip")
+        importlib.import_module("tandem.roles").sip(settings)
+
+
+@sip.command("edge")
+def sip_edge(
+    run: Annotated[bool, typer.Option("--run", help="start Kamailio and rtpengine with it, and keep them up")] = False,
+    write: Annotated[Path | None, typer.Option(help="a folder for all its files, for a Kamailio that others "
+                                               "start")] = None,
+) -> None:
+    """Kamailio's configuration, from the settings; with --run the edge itself."""
+    from tandem import edge_command
+
+    settings = _start("edge")
+    if run:
+        edge_command.run(settings)
+    elif write is not None:
+        edge_command.write(settings, write)
+    else:
+        edge_command.show(settings)
 
 
 @db.command("upgrade")

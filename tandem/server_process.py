@@ -120,7 +120,10 @@ class _Keeper(threading.Thread):
             except OSError as error:
                 self.error = str(error)
                 return None
-        return process.wait()
+        status = process.wait()
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # its own processes, which held its ports
+            os.killpg(process.pid, signal.SIGKILL)
+        return status
 
     def stop(self) -> None:
         self._stopping.set()

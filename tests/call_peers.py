@@ -53,14 +53,17 @@ def speech(path: Path, text: str, seconds: float) -> Path:
     return path
 
 
-async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyncio.Event | None = None
-                  ) -> tuple[Samples, Samples]:
+ACCOUNT = "<sip:ann@127.0.0.1>;regint=0;answermode=auto;audio_codecs=PCMU/8000/1"
+
+
+async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyncio.Event | None = None,
+                  account: str = ACCOUNT, more: str = "") -> tuple[Samples, Samples]:
     """Phone `uri` with baresip over G.711; returns what it sent and what it received, both from the answer on.
 
     It plays `play` (which must last longer than the call) and hangs up after `seconds`. Whoever ends the call from the
-    other side sets `over`, which baresip doesn't quit by itself.
+    other side sets `over`, which baresip doesn't quit by itself. `account` and `more` are lines of its configuration.
     """
-    _configure_baresip(folder, play)
+    _configure_baresip(folder, play, account=account, more=more)
     process = await asyncio.create_subprocess_exec(
         "baresip", "-f", str(folder), "-e", f"/dial {uri}", "-t", str(round(seconds)),
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT)
@@ -68,8 +71,8 @@ async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyn
     output, _ = await asyncio.wait_for(process.communicate(), seconds + 15)
     if ending is not None:
         ending.cancel()
-    sent, received = min(folder.glob("dump-*-enc.wav")), min(folder.glob("dump-*-dec.wav"))  # of its first call
     assert b"Call established" in output, output.decode()
+    sent, received = min(folder.glob("dump-*-enc.wav")), min(folder.glob("dump-*-dec.wav"))  # of its first call
     return read_audio(sent), read_audio(received)
 
 
@@ -78,26 +81,28 @@ async def _quits_after(process: asyncio.subprocess.Process, over: asyncio.Event)
     process.terminate()
 
 
-def _configure_baresip(folder: Path, play: Path, port: int = 0) -> None:
+def _configure_baresip(folder: Path, play: Path, port: int = 0, account: str = ACCOUNT, more: str = "") -> None:
     folder.mkdir(exist_ok=True)
     modules = next(Path("/usr/lib").glob("**/baresip/modules"))
     subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", "-b", "16", str(folder / "in.wav")], check=True)
-    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder, port=port))
-    (folder / "accounts").write_text("<sip:ann@127.0.0.1>;regint=0;answermode=auto;audio_codecs=PCMU/8000/1\n")
+    (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder, port=port) + more)
+    (folder / "accounts").write_text(account + "\n")
     (folder / "contacts").write_text("")
 
 
 async def sipp(
     scenario: str, port: int, user: str, folder: Path, *options: str, calls: int = 1, timeout_s: float = 20,
+    source: str = "127.0.0.1",
 ) -> str:
-    """Run a scenario, ours or one that sipp brings, `calls` times, one after the other; returns its messages.
+    """Run a scenario, ours or one that sipp brings, `calls` times, one after the other, from the address `source`;
+    returns its messages.
 
     Fails with its errors when it didn't go as written.
     """
     messages, errors = folder / f"{scenario}.messages", folder / f"{scenario}.errors"
     process = await asyncio.create_subprocess_exec(
         "sipp", f"127.0.0.1:{port}", *_scenario(SCENARIOS, scenario), "-s", user, "-m", str(calls), "-l", "1",
-        "-i", "127.0.0.1", "-p", str(free_port()), "-nostdin", "-trace_msg", "-message_file", str(messages),
+        "-i", source, "-p", str(free_port()), "-nostdin", "-trace_msg", "-message_file", str(messages),
         "-trace_err", "-error_file", str(errors), *options, cwd=folder, stdout=asyncio.subprocess.DEVNULL)
     try:
         code = await asyncio.wait_for(process.wait(), timeout_s)

@@ -150,7 +150,7 @@ def running(redis_url: str, folder: Path, **settings: object) -> Iterator[Bridge
         process = subprocess.Popen([sys.executable, "-c", _RUN], env=environment, stdout=file, stderr=file)
     bridge = Bridge(process, port, log, folder)
     try:
-        wait_for(lambda: bridge.logged("calls at a time") or process.poll() is not None, timeout_s=60)
+        wait_for(lambda: bridge.logged("calls at a time") or process.poll() is not None, timeout_s=120)
         assert process.poll() is None, log.read_text()
         yield bridge
         assert b"Traceback" not in log.read_bytes(), log.read_text()

@@ -1,0 +1,111 @@
+"""What the edge is to be, from the settings (pure)."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from calls.settings import PREFIX, Settings, SettingsError, split
+from sip.addresses import EndpointError, check_host
+
+WRONG_PASSWORDS = 20  # of one address within ten minutes, before it is banned
+UNACKNOWLEDGED = 4  # answered calls of one address that it hasn't acknowledged, before it gets no more
+TRUNKS_TIMES = 20  # as many requests may trunks send
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Addresses are IPv4. `processes` are those behind it, `host:port`."""
+
+    host: str
+    public_host: str
+    domain: str
+    port: int
+    tls_port: int
+    tls_cert: Path | None
+    tls_key: Path | None
+    tls_ca: str
+    inner_host: str
+    inner_port: int
+    control_port: int
+    processes: tuple[str, ...]
+    calls_each: int
+    rtp_ports: tuple[int, int]
+    srtp: str
+    guests: bool
+    requests: int  # of one address in two seconds
+    ban_s: int
+    retry_after_s: int
+
+    wrong_passwords = WRONG_PASSWORDS
+    unacknowledged = UNACKNOWLEDGED
+
+    @property
+    def tls(self) -> bool:
+        return self.tls_cert is not None
+
+    @property
+    def trunk_requests(self) -> int:
+        return TRUNKS_TIMES * self.requests
+
+
+def edge_of(settings: Settings) -> Edge:
+    """Raises SettingsError."""
+    if not settings.edge_host:
+        raise SettingsError(f"{PREFIX}EDGE_HOST: say on which address the edge takes calls")
+    host = _address("edge_host", settings.edge_host)
+    public_host = _address("edge_public_host", settings.edge_public_host or host)
+    inner_host, inner_port = _inner(settings.edge_inner, "edge_inner")
+    if (host, settings.edge_port) == (inner_host, inner_port):
+        raise SettingsError(f"{PREFIX}EDGE_INNER: {settings.edge_inner} is the outer side already")
+    domain = settings.edge_domain or public_host
+    if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", domain):
+        raise SettingsError(f"{PREFIX}EDGE_DOMAIN: {domain!r} is no name, such as sip.example.org")
+    if (settings.edge_tls_cert is None) != (settings.edge_tls_key is None):
+        raise SettingsError(f"{PREFIX}EDGE_TLS_CERT: give the certificate and its key, or neither")
+    for path in (settings.edge_tls_cert, settings.edge_tls_key):
+        if path is not None and not path.is_file():
+            raise SettingsError(f"{PREFIX}EDGE_TLS_CERT: there is no file {path}")
+    given = split(settings.edge_processes)
+    processes = given or tuple(f"{settings.sip_host}:{settings.sip_port + number}"
+                               for number in range(settings.sip_processes))
+    for process in processes:
+        if process in (f"{host}:{settings.edge_port}", settings.edge_inner):
+            raise SettingsError(f"{PREFIX}EDGE_PORT: {process} is a SIP process's; give the edge or TANDEM_SIP_PORT "
+                                "another one")
+        _inner(process, "edge_processes")
+    return Edge(
+        host, public_host, domain, settings.edge_port, settings.edge_tls_port,
+        settings.edge_tls_cert and settings.edge_tls_cert.absolute(),
+        settings.edge_tls_key and settings.edge_tls_key.absolute(), settings.sip_tls_ca, inner_host, inner_port,
+        settings.edge_control_port, processes, settings.edge_calls, _ports(settings.edge_rtp_ports), settings.edge_srtp,
+        settings.edge_guests, 2 * settings.edge_requests_per_s, settings.edge_ban_s, settings.retry_after_s)
+
+
+def _address(name: str, value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(value))
+    except ValueError:
+        raise SettingsError(f"{PREFIX}{name.upper()}: '{value}' is no IPv4 address, such as 192.0.2.1") from None
+
+
+def _inner(value: str, name: str) -> tuple[str, int]:
+    """A loopback or private address and a port."""
+    host, _, port = value.rpartition(":")
+    try:
+        check_host(host)
+    except EndpointError:
+        raise SettingsError(f"{PREFIX}{name.upper()}: '{value}' must be a loopback or private address and a port, such "
+                            "as 127.0.0.1:5070") from None
+    if not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise SettingsError(f"{PREFIX}{name.upper()}: '{value}' needs a port, such as 127.0.0.1:5070")
+    return host, int(port)
+
+
+def _ports(value: str) -> tuple[int, int]:
+    first, _, last = value.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1024 <= int(first) < int(last) <= 65535):
+        raise SettingsError(f"{PREFIX}EDGE_RTP_PORTS: '{value}' must be two ports, 1024 or above, such as 40000-49999")
+    return int(first), int(last)

@@ -1,0 +1,93 @@
+"""The edge as users run it, before a pool of SIP processes, Redis, and a worker that only echoes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from call_peers import free_port
+from carrier import Certificate, certificate
+from sip_bench import Bridge, running, wait_for
+
+from calls.connect import open_redis
+from calls.telephony import Telephony, telephony_of
+from calls.telephony_published import Version, publish
+
+SECRET = "s" * 32
+USER, PASSWORD = "ann", "correct-horse"
+PHONES = {"name": "phones", "host": "192.0.2.9", "sources": ["127.0.0.1/32"]}  # whoever calls from there is a trunk's
+
+
+@dataclass
+class Edge:
+    """A running one."""
+
+    port: int
+    tls_port: int
+    process: subprocess.Popen[bytes]
+    folder: Path
+    log: Path
+    bridge: Bridge
+    redis_url: str
+    certificate: Certificate
+    version: int = 0
+
+    def uri(self, user: str) -> str:
+        return f"sip:{user}@127.0.0.1:{self.port}"
+
+    def publish(self, *, wait: bool = True, **document: object) -> None:
+        """A telephony document; by default it lets phones on 127.0.0.1 in and has one user."""
+        telephony = telephony_of({"trunks": [PHONES], "users": [{"name": USER, "password": PASSWORD}], **document})
+        self.version = time.time_ns() // 1_000_000
+
+        async def tell() -> None:
+            async with open_redis(self.redis_url) as redis:
+                await publish(redis, Version(self.version, None, "", telephony.sealed(SECRET.encode(), Telephony())))
+
+        asyncio.run(tell())
+        if wait:
+            wait_for(lambda: f"telephony version {self.version}:" in self.log.read_text()
+                     and self.bridge.logged(f"telephony version {self.version}:", len(self.bridge.children())))
+
+    def kamailio_log(self) -> str:
+        return (self.folder / "edge" / "kamailio.log").read_text()
+
+
+@contextlib.contextmanager
+def edge(redis_url: str, folder: Path, *, processes: int = 2, **settings: object) -> Iterator[Edge]:
+    """Ends with SIGTERM, after which neither program may be left."""
+    folder.mkdir(exist_ok=True)
+    made = certificate(folder / "certificate")
+    port, tls_port, inner, control, rtp = (free_port() for _ in range(5))
+    first = 20000 + rtp % 10000 // 100 * 100
+    given = {"edge_host": "127.0.0.1", "edge_port": port, "edge_tls_port": tls_port, "edge_inner": f"127.0.0.1:{inner}",
+             "edge_control_port": control, "edge_rtp_ports": f"{first + 20000}-{first + 20999}",
+             "edge_tls_cert": made.certificate, "edge_tls_key": made.key, "sip_tls_ca": made.authority,
+             "sip_processes": processes, "rtp_ports": 40, **settings}
+    with running(redis_url, folder / "bridge", **given) as bridge:
+        wait_for(lambda: bridge.logged("calls at a time", processes), 120)
+        environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in {
+            **given, "redis_url": redis_url, "secret": SECRET, "data_dir": folder, "sip_port": bridge.port}.items()}}
+        log = folder / "edge.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen([sys.executable, "-m", "tandem", "sip", "edge", "--run"], env=environment,
+                                       stdout=file, stderr=file)
+        started = Edge(port, tls_port, process, folder, log, bridge, redis_url, made)
+        try:
+            wait_for(lambda: "the edge takes calls" in log.read_text() or process.poll() is not None, 120)
+            assert process.poll() is None, log.read_text()
+            yield started
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0, log.read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
