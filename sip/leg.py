@@ -18,6 +18,7 @@ from sip.patch import Patch
 log = logging.getLogger(__name__)
 
 RINGING, SESSION_PROGRESS, OK, DECLINED = 180, 183, 200, 603
+SDP_NAME = "tandem"  # RFC 4566, 5.2
 MOST_NOTES = 64  # of a transfer's progress that wait for the loop
 
 Callback = TypeVar("Callback", bound=Callable[..., None])
@@ -132,6 +133,12 @@ class Leg(pj.Call):  # type: ignore[misc]
             if stream.type == pj.PJMEDIA_TYPE_AUDIO:
                 media = Media(index, "", _held_by(stream.status) or "remote")
         self._loop.call_soon_threadsafe(self._media_changed, media)
+
+    @_guarded
+    def onCallSdpCreated(self, prm: pj.OnCallSdpCreatedParam) -> None:
+        """Our name in each description of ours, in place of the library's: some parsers want one."""
+        said = str(prm.sdp.wholeSdp)
+        prm.sdp.wholeSdp = said.replace("o=- ", f"o={SDP_NAME} ", 1).replace("s=pjmedia", "s=-", 1)
 
     @_guarded
     def onDtmfDigit(self, prm: pj.OnDtmfDigitParam) -> None:

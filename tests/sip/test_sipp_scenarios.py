@@ -22,9 +22,12 @@ def nothing_left(around: Surroundings, bridge: Bridge) -> Iterator[None]:
     assert around.no_lease_is_left()
 
 
-async def test_a_caller_of_sipps_own_is_answered(around: Surroundings, bridge: Bridge, tmp_path: Path) -> None:
-    await sipp("uac", bridge.port, "of-uac", tmp_path, "-d", "300")
-    assert around.end_of(":of-uac@").reason is EndReason.CALLER_HUNG_UP
+@pytest.mark.parametrize("scenario", ["uac", "regexp"])
+async def test_callers_of_sipps_own_are_answered(
+    around: Surroundings, bridge: Bridge, tmp_path: Path, scenario: str,
+) -> None:
+    await sipp(scenario, bridge.port, f"of-{scenario}", tmp_path, "-d", "300")
+    assert around.end_of(f":of-{scenario}@").reason is EndReason.CALLER_HUNG_UP
 
 
 async def test_a_callee_of_sipps_own_is_called_and_hung_up_on(
