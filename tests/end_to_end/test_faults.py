@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+import signal
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from bare_phone import BarePhone, CallFailed, calling
 from call_peers import free_port
@@ -87,6 +90,20 @@ def test_calls_of_a_worker_that_is_killed_go_on_at_another(machines: Fleet) -> N
         assert max(phone.longest_silence(began) for phone in phones) < MOVED_S
         a_new_call_is_answered(machines)
         wait_for(machines.healthy, BACK_S)
+
+
+def test_nobody_hears_that_a_worker_is_told_to_end(machines: Fleet) -> None:
+    """As a deploy does it."""
+    with talking(machines, 2) as phones:
+        on_both(machines)
+        began, ending = time.monotonic(), machines.pid("worker")
+        os.kill(ending, signal.SIGTERM)
+        wait_for(lambda: not psutil.pid_exists(ending), BACK_S)
+        assert machines.call_on(machines.other)
+        time.sleep(0.5)
+        assert max(phone.longest_silence(began) for phone in phones) < UNHEARD_S
+    moves = [move for phone in phones for move in machines.moves(ended(machines, phone).id)]
+    assert [move.why for move in moves] == ["draining"]
 
 
 def test_calls_of_a_worker_that_stands_still_go_on_at_another_and_it_may_come_back(machines: Fleet) -> None:
