@@ -17,6 +17,7 @@ from torch import Tensor
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.generate import Controls, Generated, History
+from agent.moshi.kv import PLAIN, KVSettings
 from agent.moshi.layers import to_device
 from agent.moshi.prompt import PromptError
 from agent.moshi.sampling import tier_of
@@ -38,7 +39,8 @@ class MoshiEngine:
     hears the same codes. All state is allocated here, none in a step. Raises CheckpointError for a speech-to-text model
     that hears others. `voices` is a folder of voices, beside those that the checkpoint brings."""
 
-    def __init__(self, model: Model, slots: int, stt: Model | None = None, voices: Path | None = None) -> None:
+    def __init__(self, model: Model, slots: int, stt: Model | None = None, voices: Path | None = None,
+                 kv: KVSettings = PLAIN) -> None:
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
         self._transcriber: Transcriber | None = None
@@ -54,7 +56,7 @@ class MoshiEngine:
             pause_heads=lm.extra_heads if stt is None else stt.lm.config.extra_heads,
             pause_classes=lm.extra_classes if stt is None else 1, text_tokens=lm.text_card_out,
             codebook_size=lm.audio_card)
-        self.stages = Stages(model, slots)
+        self.stages = Stages(model, slots, kv)
         self._personas = Personas(
             model, lambda prompt: self.stages.prefill(prompt.history, prompt.embeddings), voices)
         self._codebooks = max(lm.caller_codebooks, self._transcriber.codebooks if self._transcriber else 0)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from agent.engine import EchoEngine, MoshiEngine, StepInputs, measure_threads
 from agent.moshi.checkpoint import Model, load_model
+from agent.moshi.kv import KVSettings
+from agent.moshi.quantised import EightBits
 from agent.moshi.random_model import make_random_model
 from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import lag_frames
@@ -30,7 +33,7 @@ def load_models(settings: Settings) -> dict[str, Served]:
     ensure_model(settings)
     model = load_agent_model(settings)
     stt = load_stt_model(settings, model)
-    engine = MoshiEngine(model, slots=settings.slots, stt=stt, voices=settings.voices)
+    engine = MoshiEngine(model, slots=settings.slots, stt=stt, voices=settings.voices, kv=kv_settings(settings))
     set_threads(engine, settings)
     _warm_up(engine)
     tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
@@ -68,7 +71,8 @@ def load_agent_model(settings: Settings) -> Model:
     source = str(random_model_path(settings)) if settings.model == RANDOM else settings.model
     on_cpu = torch.float32 if device.type == "cpu" else None
     dtype = on_cpu if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    return load_model(source, device=device, dtype=dtype)
+    return load_model(source, device=device, dtype=dtype, weights=eight_bits(settings.weights),
+                      conditions=settings.conditions)
 
 
 def load_stt_model(settings: Settings, agent: Model) -> Model | None:
@@ -81,7 +85,15 @@ def load_stt_model(settings: Settings, agent: Model) -> Model | None:
         source = agent.files["moshi_name"].path.parent / STT_FOLDER
         if not (source / "config.json").is_file():
             return None
-    return load_model(source, device=agent.device, dtype=agent.lm.dtype)
+    return load_model(source, device=agent.device, dtype=agent.lm.dtype, weights=eight_bits(settings.weights))
+
+
+def eight_bits(setting: Literal["auto", "int8", "fp8"]) -> EightBits | None:
+    return None if setting == "auto" else setting
+
+
+def kv_settings(settings: Settings) -> KVSettings:
+    return KVSettings(eight_bits(settings.kv), settings.sinks)
 
 
 def ensure_model(settings: Settings) -> None:

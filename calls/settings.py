@@ -49,8 +49,8 @@ class Settings(BaseSettings):
 
     # the agent
     model: str = Field("nano", min_length=1, description="model of the default agent: `nano` (small, of this "
-                       "repository), `random` (tiny, talks nonsense), `moshiko`, `moshika`, a folder or a Hugging Face "
-                       "repository")
+                       "repository), `random` (tiny, talks nonsense), `moshiko`, `moshika`, another preset, a folder "
+                       "or a Hugging Face repository (docs/models.md)")
     rules: tuple[Rule, ...] = Field((), max_length=MOST_RULES, description="what the agent does without an operator, "
                                     "as JSON here or as tables `[[rules]]` in tandem.toml (docs/operators.md)")
     stt: str = Field("auto", min_length=1, description="speech-to-text model for callers' words, beside the agent's: "
@@ -61,6 +61,15 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights in memory; `auto` keeps the "
                                                           "checkpoint's on a GPU and takes float32 on a CPU")
+    weights: Literal["auto", "int8", "fp8"] = Field("auto", description="the language models' linear maps: `int8` "
+                                                    "halves them, `fp8` too on a GPU that has it; `auto` keeps them "
+                                                    "as the dtype says, or in 8 bits where the file holds them so")
+    kv: Literal["auto", "int8", "fp8"] = Field("auto", description="what a call's attention remembers: `int8` or "
+                                               "`fp8` for nearly twice the calls; `auto` keeps the dtype's")
+    sinks: int = Field(0, ge=0, le=64, description="first frames of a call that attention never forgets, however long "
+                       "the call; 0: it forgets all that is past the context")
+    conditions: dict[str, str] = Field({}, description="values of a model's look-up conditions, as JSON: "
+                                       "`{\"description\": \"very_good\"}` (Hibiki)")
     threads: int = Field(0, ge=0, le=256, description="torch's threads in a step; 0 measures at start")
     slots: int = Field(4, ge=1, le=512, description="calls of the agent's model that one worker carries")
     echo_slots: int = Field(4, ge=0, le=512, description="calls of the `echo` model that one worker carries")

@@ -34,6 +34,10 @@ app.add_typer(db, name="db")
 app.add_typer(sip, name="sip")
 
 
+Weights = Annotated[Literal["auto", "int8", "fp8"], typer.Option(help="linear maps in 8 bits")]
+KeysValues = Annotated[Literal["auto", "int8", "fp8"], typer.Option("--kv", help="keys and values in 8 bits")]
+
+
 def _start(role: str) -> Settings:
     settings = load_settings()
     log.configure(role, settings.log_level, settings.log_format)
@@ -125,13 +129,45 @@ def model_verify(
     directory: Annotated[Path, typer.Argument(help="a checkpoint folder with golden cases")],
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16")] = "float32",
+    weights: Weights = "auto",
+    kv: KeysValues = "auto",
 ) -> None:
     """Replay golden cases through the engine's stages: a line each, exit code 1 if one differs."""
+    from agent.models import eight_bits
     from tandem.model_commands import verify_directory
 
     log.configure("model", "warning")
-    if not verify_directory(directory, device, dtype):
+    if not verify_directory(directory, device, dtype, eight_bits(weights), eight_bits(kv)):
         raise typer.Exit(1)
+
+
+@model.command("info")
+def model_info(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="`nano`, `moshiko`, another preset, a folder, a "
+                                        "repository")],
+    weights: Weights = "auto",
+    kv: KeysValues = "auto",
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="what is not in 8 bits")] = "bfloat16",
+    memory: Annotated[float | None, typer.Option(min=0.1, help="GB of a card; default: some known cards")] = None,
+    bandwidth: Annotated[float | None, typer.Option(min=0.1, help="GB/s of its memory")] = None,
+) -> None:
+    """How large a model is, and how many calls it carries where: from its configs alone, no weight is loaded."""
+    from tandem.model_files_command import tell_info
+
+    log.configure("model", "warning")
+    tell_info(load_settings(weights=weights, kv=kv, dtype=dtype), name, memory, bandwidth)
+
+
+@model.command("fetch")
+def model_fetch(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="`moshiko`, another preset, a repository, with "
+                                        "@revision")],
+) -> None:
+    """Fetch a model's files into Hugging Face's cache; a download that was cut short goes on where it stood."""
+    from tandem.model_files_command import fetch
+
+    log.configure("model", "error")
+    fetch(name)
 
 
 @model.command("run")

@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent.engine import MoshiEngine, StepInputs
-from agent.models import load_agent_model, set_threads
+from agent.models import kv_settings, load_agent_model, set_threads
 from agent.moshi.checkpoint import CheckpointError
+from agent.moshi.quantised import EightBits
 from agent.moshi.text import TimedWord, Tokenizer, TokenizerError, WordTimer
 from agent.moshi.verify import verify
 from calls.settings import Settings
@@ -23,13 +24,14 @@ from tandem.errors import UserError, told_in_one_line
 Samples = npt.NDArray[np.float32]
 
 
-def verify_directory(directory: Path, device: str, dtype: str) -> bool:
+def verify_directory(directory: Path, device: str, dtype: str, weights: EightBits | None, kv: EightBits | None
+                     ) -> bool:
     """Print a line for each golden case; True if all agree."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in dtypes:
         raise UserError(f"--dtype {dtype}: give float32 or bfloat16")
     with told_in_one_line(CheckpointError):
-        results = verify(directory, torch.device(device), dtypes[dtype])
+        results = verify(directory, torch.device(device), dtypes[dtype], weights, kv)
     out = Console(highlight=False)
     for result in results:
         out.print(str(result), style=None if result.agrees else "bold red", soft_wrap=True)
@@ -43,7 +45,7 @@ def run_offline(settings: Settings, play: Path, record: Path, seed: int, tail_s:
     with told_in_one_line(CheckpointError, TokenizerError):
         model = load_agent_model(settings)
         tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
-    engine = MoshiEngine(model, slots=1)
+    engine = MoshiEngine(model, slots=1, kv=kv_settings(settings))
     set_threads(engine, settings)
     frames = frames_of(caller, engine.info.frame_samples, round(tail_s * engine.info.sample_rate))
     out = Console(highlight=False)

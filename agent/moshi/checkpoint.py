@@ -7,50 +7,49 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from agent.moshi.config import FIRST_7B, FIRST_MIMI, NOT_THE_LMS, ConfigError, LMConfig, LoraConfig, MimiConfig
+from agent.moshi.conditions import CONDITIONS
+from agent.moshi.config import (
+    EOS_TOKEN,
+    FIRST_7B,
+    FIRST_MIMI,
+    NOT_THE_LMS,
+    PAD_TOKEN,
+    ConfigError,
+    LMConfig,
+    LoraConfig,
+    MimiConfig,
+)
 from agent.moshi.lm import LanguageModel
-from agent.moshi.lora import Adapters
+from agent.moshi.lora import Adapters, maps
 from agent.moshi.mimi import Mimi
+from agent.moshi.quantised import TYPES, EightBits, Quantised, quantise, why_not
 from agent.moshi.safetensors_file import CheckpointError, SafetensorsFile
+from agent.moshi.source import BUNDLED, ModelFile, Source, Told
 
-__all__ = ["CheckpointError", "Codecs", "Model", "ModelFile", "load_codecs", "load_model"]
+__all__ = [
+    "BUNDLED", "CheckpointError", "Codecs", "Model", "ModelFile", "fetch_files", "known_configs", "load_codecs",
+    "load_model",
+]
 
-BUNDLED = {"nano": Path(__file__).resolve().parents[2] / "models" / "nano"}  # what the repository brings along
-NAMES = {"moshiko": "kyutai/moshiko-pytorch-bf16", "moshika": "kyutai/moshika-pytorch-bf16"}
-
-_MOSHI_FILE = "model.safetensors"
+_MOSHI_FILE, _MOSHI_Q8_FILE = "model.safetensors", "model.q8.safetensors"
 _MIMI_FILE = "tokenizer-e351c8d8-checkpoint125.safetensors"
+VOICES_FILE = "voices.tgz"  # of models that take a voice by prompt
 _TEXT_FILE = "tokenizer_spm_32k_3.model"
 
 # Buffers of the quantiser that early checkpoints call otherwise.
 _OLD_NAMES = {"inited": "_initialized", "cluster_size": "cluster_usage", "embed_avg": "embedding_sum",
               "embed_sum": "embedding_sum"}
 
-_ELSEWHERE = "hf://"  # begins a file's name that is a repository's: hf://owner/name/file
-
-
-@dataclass(frozen=True)
-class ModelFile:
-    """One of a checkpoint's files. `name` is how a config names it: hf://owner/name/file where a repository has it."""
-
-    name: str
-    path: Path
-
-
 _SILENT_FRAMES = 25  # as long as Mimi remembers at least, so that its codes have settled
-
-Find = Callable[[str, bool], ModelFile | None]  # a file's name, whether it must be there
 
 
 @dataclass(frozen=True)
@@ -83,15 +82,18 @@ class Model:
 
 
 def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-               revision: str | None = None) -> Model:
-    """Load a folder, `moshiko`, `moshika` or a repository `owner/name`; the language model in `dtype`, or as stored.
+               weights: EightBits | None = None, conditions: Mapping[str, str] | None = None) -> Model:
+    """Load what source.py finds: a folder, a preset, a repository; the language model in `dtype`, or as stored, its
+    linear maps in 8 bits if `weights` says so; `conditions`: the values of a model's look-up conditions.
 
     Mimi is float32 always. No tensor is in memory twice. Raises CheckpointError, one line that names what is
     missing, misshapen, unexpected, truncated or unknown.
     """
-    found = _find_files(source, revision)
-    name, config, files = found.name, found.config, dict(found.files)
     device = torch.device(device)
+    if weights and (why := why_not(weights, device)):
+        raise CheckpointError(f"{source}: {why}")
+    found = _find_files(Source(source))
+    name, config, files = found.name, found.config, dict(found.files)
     with ExitStack() as opened:
         moshi_file = opened.enter_context(SafetensorsFile(files["moshi_name"].path))
         try:
@@ -105,13 +107,18 @@ def load_model(source: str | Path, *, device: torch.device | str = "cpu", dtype:
             lm = LanguageModel(lm_config)
         adapters = None
         if lora_config is not None:
-            files["lora_name"] = _found(found.find(lora_config.name, True))
+            files["lora_name"] = _found(found.source.find(lora_config.name, True))
             adapters = Adapters(opened.enter_context(SafetensorsFile(files["lora_name"].path)), lora_config, lm)
-        fill(lm, moshi_file, device, dtype or _stored_dtype(moshi_file))
-        if adapters is not None:
-            adapters.merge_into(lm)
-    if lm_config.generated_codebooks > lm_config.agent_codebooks and (voices := found.find("voices.tgz", False)):
+        fill(lm, moshi_file, device, dtype or _stored_dtype(moshi_file), adapters, weights)
+    if lm_config.generated_codebooks > lm_config.agent_codebooks and (
+            voices := found.source.find(VOICES_FILE, False)):
         files["voices"] = voices
+    if config.get("model_type") == "hibiki":  # as the reference does: an end that comes too early counts as padding
+        lm.text_emb.weight[EOS_TOKEN] = lm.text_emb.weight[PAD_TOKEN]
+    try:
+        lm.choose(conditions or {})
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}") from None
     generation = config.get("lm_gen_config") or {}
     return Model(name, lm.eval(), *codecs, generation, config, found.mimi_config, files)
 
@@ -124,14 +131,17 @@ class Codecs(NamedTuple):
     tokenizer_path: Path | None
 
 
-def load_codecs(source: str | Path, *, device: torch.device | str = "cpu", revision: str | None = None) -> Codecs:
+def load_codecs(source: str | Path, *, device: torch.device | str = "cpu") -> Codecs:
     """As load_model otherwise."""
-    return _find_files(source, revision).codecs(torch.device(device))
+    return _find_files(Source(source)).codecs(torch.device(device))
 
 
 @torch.no_grad()
-def fill(module: nn.Module, file: SafetensorsFile, device: torch.device, dtype: torch.dtype) -> None:
-    """Give every tensor of a module on the meta device its memory and its values, one by one."""
+def fill(module: nn.Module, file: SafetensorsFile, device: torch.device, dtype: torch.dtype,
+         adapters: Adapters | None = None, weights: EightBits | None = None) -> None:
+    """Give every tensor of a module on the meta device its memory and its values, one by one; with `weights` the linear
+    maps in 8 bits. Maps that the file holds in 8 bits stay so."""
+    in_8_bits = maps(module) if weights else {}
     sources = {_canonical(name): name for name in file.tensors}
     used: set[str] = set()
     for name, meta in module.state_dict().items():
@@ -141,14 +151,45 @@ def fill(module: nn.Module, file: SafetensorsFile, device: torch.device, dtype: 
         if tuple(meta.shape) != shape:
             raise CheckpointError(f"{file.path}: tensor {stored_name} has shape {list(stored.shape)}, "
                                   f"the config asks for {list(meta.shape)}")
-        target = torch.empty_strided(meta.shape, meta.stride(), dtype=dtype, device=device)
-        file.read_into(target, stored_name, rows)
-        _assign(module, name, target)
         used.add(stored_name)
+        map_name = name.removesuffix(".weight")
+        changed = adapters is not None and adapters.changes(name)
+        kind = weights if map_name in in_8_bits and not map_name.startswith(CONDITIONS) else None
+        scale = None
+        if stored.dtype == "I8" and (scales := f"{stored_name}_scb") in file.tensors:
+            used.add(scales)
+            target, scale = _read_8_bits(file, stored_name, rows, shape, device)
+            if changed or kind == "fp8":
+                kind = kind or "int8"
+                target, scale = Quantised(target, scale).whole(), None
+        else:
+            kept = torch.float32 if name.startswith(CONDITIONS) else dtype
+            target = torch.empty_strided(meta.shape, meta.stride(), dtype=kept, device=device)
+            file.read_into(target, stored_name, rows)
+        if changed and adapters is not None:
+            adapters.merge_into(name, target)
+        if kind and scale is None:
+            target, scale = quantise(target, TYPES[kind])
+        _assign(module, name, target)
+        if scale is not None:
+            module.get_submodule(map_name).scale = scale
     unexpected = sorted(set(file.tensors) - used)
     if unexpected:
         more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
         raise CheckpointError(f"{file.path}: unexpected tensor {unexpected[0]}{more}: the config has no place for it")
+
+
+def _read_8_bits(file: SafetensorsFile, name: str, rows: tuple[int, int] | None, shape: tuple[int, ...],
+                 device: torch.device) -> tuple[Tensor, Tensor]:
+    """A published int8 matrix, or some of its rows, and their scales."""
+    values, greatest = torch.empty(shape, dtype=torch.int8, device=device), torch.empty(shape[0], device=device)
+    scales = file.tensors[f"{name}_scb"]
+    if scales.shape != file.tensors[name].shape[:1]:
+        raise CheckpointError(f"{file.path}: tensor {name}_scb has shape {list(scales.shape)}, its matrix has "
+                              f"{file.tensors[name].shape[0]} rows")
+    file.read_into(values, name, rows)
+    file.read_into(greatest, f"{name}_scb", rows)
+    return values, greatest / 127
 
 
 _PER_STEP = re.compile(r"(.*(?:self_attn|cross_attention)\.)(in|out)_projs\.(\d+)\.weight")
@@ -195,10 +236,14 @@ def _stored_dtype(file: SafetensorsFile) -> torch.dtype:
 
 def _with_content(config: Mapping[str, Any], file: SafetensorsFile) -> Mapping[str, Any]:
     """A config without content is the first 7B's, or PersonaPlex's, which has depth steps for the caller as well."""
-    if any(key not in NOT_THE_LMS for key in config):
+    if _has_content(config):
         return config
     steps = sum(re.fullmatch(r"linears\.\d+\.weight", name) is not None for name in file.tensors)
     return {**config, **FIRST_7B, "dep_q": steps or FIRST_7B["dep_q"]}
+
+
+def _has_content(config: Mapping[str, Any]) -> bool:
+    return any(key not in NOT_THE_LMS for key in config)
 
 
 def _check_codecs(name: str, lm: LMConfig, codecs: Codecs) -> None:
@@ -219,7 +264,7 @@ class _Found:
     """A checkpoint's files and what its configs say, before its weights are read."""
 
     name: str
-    find: Find
+    source: Source
     config: Mapping[str, Any]
     mimi_config: Mapping[str, Any]
     voice_config: Mapping[str, Any]
@@ -246,70 +291,62 @@ class _Found:
         return self.files["tokenizer_name"].path if "tokenizer_name" in self.files else None
 
 
-def _find_files(source: str | Path, revision: str | None) -> _Found:
-    name, find = _locate(source, revision)
-    config_file = find("config.json", False)
+def fetch_files(source: str | Path, told: Told | None = None) -> list[ModelFile]:
+    """Have all of a checkpoint's files here, its adapters' and voices' too; `told` hears how far they are."""
+    place = Source(source, told)
+    found = _find_files(place)
+    try:
+        lora = LoraConfig.from_dict(found.config)
+    except ConfigError as error:
+        raise CheckpointError(f"{found.name}: {error}") from None
+    more = [place.find(lora.name, True) if lora else None, place.find(VOICES_FILE, False)]
+    return [*found.files.values(), *(file for file in more if file is not None)]
+
+
+def read_configs(place: Source) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """A checkpoint's config.json, {} where it has none, and its Mimi's; no weights are looked at."""
+    config_file = place.find("config.json", False)
     config = {} if config_file is None else _read_json(config_file.path)
     for key in ("moshi_name", "mimi_name", "mimi_config_name", "voice_name", "voice_config_name", "tokenizer_name"):
-        if not isinstance(config.get(key, ""), str):
-            raise CheckpointError(f"{name}: config.json: {key} must be a file's name, not {config[key]!r}")
-    tokenizer = find(config.get("tokenizer_name", _TEXT_FILE), "tokenizer_name" in config)
-    files = {"tokenizer_name": tokenizer} if tokenizer else {}
-    codec_configs: dict[str, Mapping[str, Any]] = {}
-    for key in ("mimi_config_name", "voice_config_name"):
-        codec_configs[key] = FIRST_MIMI
-        if config.get(key):
-            files[key] = _found(find(config[key], True))
-            codec_configs[key] = _read_json(files[key].path)
-    files["moshi_name"] = _found(find(config.get("moshi_name", _MOSHI_FILE), True))
-    files["mimi_name"] = _found(find(config.get("mimi_name", _MIMI_FILE), True))
-    if config.get("voice_name"):
-        files["voice_name"] = _found(find(config["voice_name"], True))
-    return _Found(name, find, config, codec_configs["mimi_config_name"], codec_configs["voice_config_name"], files)
+        if not isinstance(config.get(key) or "", str):
+            raise CheckpointError(f"{place.name}: config.json: {key} must be a file's name, not {config[key]!r}")
+    if not config.get("mimi_config_name"):
+        return config, FIRST_MIMI
+    return config, _read_json(_found(place.find(config["mimi_config_name"], True)).path)
 
 
-def _locate(source: str | Path, revision: str | None) -> tuple[str, Find]:
-    """The model's name, and how to find its files: in a folder, or by download into the Hugging Face cache."""
-    repository = NAMES.get(str(source), str(source))
-    folder = BUNDLED.get(str(source), Path(source))
-    if folder.is_dir():
-        def find(file: str, needed: bool) -> ModelFile | None:
-            if file.startswith(_ELSEWHERE):
-                return _download(file, needed)
-            path = folder / file
-            if needed and not path.is_file():
-                raise CheckpointError(f"{folder}: {file} is missing")
-            return ModelFile(file, path) if path.is_file() else None
-
-        return folder.resolve().name, find
-    if isinstance(source, Path) or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        names = ", ".join((*BUNDLED, *NAMES))
-        raise CheckpointError(f"{source}: no such folder; give a folder, {names} or a repository owner/name")
-
-    def fetch(file: str, needed: bool) -> ModelFile | None:
-        if file.startswith(_ELSEWHERE):
-            return _download(file, needed)
-        return _download(f"{_ELSEWHERE}{repository}/{file}", needed, revision)
-
-    return repository.split("/")[-1], fetch
-
-
-def _download(name: str, needed: bool, revision: str | None = None) -> ModelFile | None:
-    """The file hf://owner/name/file, from the Hugging Face cache or into it."""
-    owner, repository, file = [*name.removeprefix(_ELSEWHERE).split("/", 2), "", ""][:3]
-    repository = f"{owner}/{repository}"
-    if not file:
-        raise CheckpointError(f"{name}: is no file of a repository, {_ELSEWHERE}owner/name/file")
+def known_configs(place: Source) -> tuple[Mapping[str, Any], Mapping[str, Any], str]:
+    """The same, whole, and where they are from; of a preset that can't be reached what one knows of it."""
+    known = place.preset.config if place.preset else None
     try:
-        return ModelFile(name, Path(hf_hub_download(repository, file, revision=revision)))
-    except LocalEntryNotFoundError:
-        raise CheckpointError(f"{repository}: can't be reached, and {file} is not in the cache") from None
-    except EntryNotFoundError:
-        if needed:
-            raise CheckpointError(f"{repository}: {file} is missing") from None
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise CheckpointError(f"{repository}: {file}: {' '.join(str(error).split())[:200]}") from None
+        config, mimi_config = read_configs(place)
+    except CheckpointError:
+        if known is None:
+            raise
+        return known, FIRST_MIMI, f"{place.repository}, by what is known of it: it can't be asked now"
+    weights = config.get("moshi_name") or _MOSHI_FILE
+    if known is not None and not _has_content(config):
+        config = {**known, **config}
+    elif place.folder is not None and not _has_content(config) and (place.folder / weights).is_file():
+        with SafetensorsFile(place.folder / weights) as file:
+            config = _with_content(config, file)
+    return config, mimi_config, str(place.folder or place.repository)
+
+
+def _find_files(place: Source) -> _Found:
+    config, mimi_config = read_configs(place)
+
+    def named(key: str, default: str) -> ModelFile:
+        return _found(place.find(config.get(key) or default, True))
+
+    tokenizer = place.find(config.get("tokenizer_name") or _TEXT_FILE, bool(config.get("tokenizer_name")))
+    files = {"tokenizer_name": tokenizer} if tokenizer else {}
+    files |= {key: named(key, "") for key in ("mimi_config_name", "voice_config_name", "voice_name") if config.get(key)}
+    q8 = config.get("quantize") or place.name.endswith("-q8")
+    files["moshi_name"] = named("moshi_name", _MOSHI_Q8_FILE if q8 else _MOSHI_FILE)
+    files["mimi_name"] = named("mimi_name", _MIMI_FILE)
+    voice = files.get("voice_config_name")
+    return _Found(place.name, place, config, mimi_config, _read_json(voice.path) if voice else FIRST_MIMI, files)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from typing import Any
 from agent.moshi.config_keys import ConfigError, Keys
 
 __all__ = [
-    "EPAD_TOKEN", "FIRST_7B", "FIRST_MIMI", "LORA_FILE", "NOT_THE_LMS", "PAD_TOKEN", "UNGENERATED", "ZERO_TOKEN",
-    "ConfigError", "LMConfig", "LoraConfig", "MimiConfig", "TransformerConfig",
+    "EOS_TOKEN", "EPAD_TOKEN", "FIRST_7B", "FIRST_MIMI", "LORA_FILE", "NOT_THE_LMS", "PAD_TOKEN", "UNGENERATED",
+    "ZERO_TOKEN", "ConditionConfig", "ConfigError", "LMConfig", "LoraConfig", "MimiConfig", "TransformerConfig",
 ]
 
 ZERO_TOKEN = -1  # in a stream: no input here, its embedding is zero
 UNGENERATED = -2  # in an output: nothing yet
 EPAD_TOKEN = 0
+EOS_TOKEN = 2
 PAD_TOKEN = 3
 
 
@@ -135,6 +136,16 @@ class MimiConfig:
 
 
 @dataclass(frozen=True)
+class ConditionConfig:
+    """A look-up condition: one of `values`, or nothing, is a vector that is added to each step's input (Hibiki)."""
+
+    name: str
+    values: tuple[str, ...]
+    bins: int
+    dim: int
+
+
+@dataclass(frozen=True)
 class LMConfig:
     """The language model: a temporal transformer over frames, a depth transformer over one frame's codebooks.
 
@@ -154,6 +165,7 @@ class LMConfig:
     delays: tuple[int, ...]
     extra_heads: int
     extra_classes: int
+    conditions: tuple[ConditionConfig, ...] = ()
 
     @property
     def audio_streams(self) -> int:
@@ -189,8 +201,7 @@ class LMConfig:
         dim, audio, generated = keys.integer("dim"), keys.integer("n_q"), keys.integer("dep_q", least=0)
         for key, (expected, missing) in _LM_RULES.items():
             keys.only(key, expected, missing=missing)
-        keys.nothing_in("conditioners")
-        keys.nothing_in("fuser", but=("cross_attention_pos_emb", "cross_attention_pos_emb_scale"))
+        conditions = _conditions(keys)
         keys.skip("existing_text_padding_id", PAD_TOKEN)
         keys.skip("existing_text_end_padding_id", EPAD_TOKEN)
         scale, norm = keys.number("hidden_scale", default=4), keys.choice("norm", _NORM_EPS, "layer_norm")
@@ -208,7 +219,7 @@ class LMConfig:
             audio_card=keys.integer("card"), generated_codebooks=generated, agent_codebooks=agent,
             caller_codebooks=caller, delays=delays,
             extra_heads=keys.integer("extra_heads_num_heads", default=0, least=0),
-            extra_classes=keys.integer("extra_heads_dim", default=6))
+            extra_classes=keys.integer("extra_heads_dim", default=6), conditions=conditions)
         keys.end()
         if len(delays) != audio + 1:
             raise ConfigError(f"config: delays has {len(delays)} entries, n_q {audio} asks for {audio + 1}")
@@ -249,6 +260,7 @@ NOT_THE_LMS = frozenset({
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type", "lm_gen_config",
     "tts_config", "stt_config", "model_id", "lora", "lora_rank", "lora_scaling", "version",
     "voice_name", "voice_config_name", "roles",
+    "quantize",  # the file itself says which of its matrices are in 8 bits
 })
 
 FIRST_7B: Mapping[str, Any] = {
@@ -293,7 +305,6 @@ _LM_RULES: Mapping[str, tuple[Any, Any]] = {
     "causal": (True, True), "layer_scale": (None, None), "gating": ("silu", "none"),
     "positional_embedding": ("rope", "sin"), "cross_attention": (False, False), "kv_repeat": (1, 1),
     "norm_emb": (False, False), "bias_proj": (False, False), "demux_second_text_stream": (False, False),
-    "quantize": (False, False),
 }
 
 _DEPTH_RULES: Mapping[str, tuple[Any, Any]] = {
@@ -330,6 +341,35 @@ def _depth(keys: Keys, steps: int, scale: float, norm_eps: float
         weight_sets=max(schedule) + 1)
     per_step = keys.choice("depformer_multi_linear", (True, False), False)
     return depth, schedule, depth.weight_sets if per_step else 1
+
+
+def _conditions(keys: Keys) -> tuple[ConditionConfig, ...]:
+    """The look-up conditions that the fuser sums in; other kinds of conditioning are refused."""
+    found = []
+    for name, entry in keys.objects("conditioners").items():
+        where = f"config: conditioners: {name}"
+        kind = Keys(entry, where)
+        kind.only("type", "lut")
+        table = Keys(kind.mapping("lut"), where)
+        table.only("tokenizer", "noop")
+        table.skip("init_scale")
+        found.append(ConditionConfig(name, table.strings("possible_values"), table.integer("n_bins"),
+                                     table.integer("dim")))
+        kind.end()
+        table.end()
+        if len(found[-1].values) > found[-1].bins:
+            raise ConfigError(f"{where}: n_bins {found[-1].bins} are fewer than its possible_values")
+    fuser = dict(keys.objects("fuser", values=(list, bool, int, float)))
+    summed = fuser.pop("sum", [])
+    for key in ("cross_attention_pos_emb", "cross_attention_pos_emb_scale"):
+        fuser.pop(key, None)
+    if any(fuser.values()):
+        raise ConfigError(f"config: fuser: {next(key for key, value in fuser.items() if value)} is not supported, only "
+                          "sum")
+    if sorted(summed) != sorted(condition.name for condition in found):
+        raise ConfigError(f"config: fuser: sum names {summed}, the conditioners are "
+                          f"{[condition.name for condition in found]}")
+    return tuple(found)
 
 
 def _gated_width(dim: int, feedforward: int) -> int:

@@ -40,11 +40,18 @@ class Keys:
         if value != expected:
             raise ConfigError(f"{self._where}: {key} {value!r} is not supported, only {expected!r}")
 
-    def nothing_in(self, key: str, but: tuple[str, ...] = ()) -> None:
-        """Conditioners come with some models; a config may name them and have none."""
-        value = self._left.pop(key, None) or {}
-        if not isinstance(value, Mapping) or any(v for k, v in value.items() if k not in but):
-            raise ConfigError(f"{self._where}: {key} is not supported")
+    def objects(self, key: str, values: tuple[type, ...] = (dict,)) -> Mapping[str, Any]:
+        """A mapping by name, {} where there is none."""
+        found = self._left.pop(key, None) or {}
+        if not isinstance(found, Mapping) or not all(isinstance(value, values) for value in found.values()):
+            raise ConfigError(f"{self._where}: {key} must be an object of named entries")
+        return found
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        value = self._take(key)
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(entry, str) for entry in value):
+            raise ConfigError(f"{self._where}: {key} must be a list of words")
+        return tuple(value)
 
     def strings(self, key: str) -> tuple[str, ...]:
         value = self._take(key)

@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, UNGENERATED
+from agent.moshi.kv import PLAIN, KVSettings
 from agent.moshi.layers import Rows, linear
 from agent.moshi.lm import LanguageModel
+from agent.moshi.quantised import Matrix
 from agent.moshi.sampling import draw, draw_keys
 from agent.moshi.transformer import LayerWeights, feed_forward, norm
 
@@ -93,13 +95,13 @@ class Prefilled(NamedTuple):
 class GeneratorState:
     """What the language model remembers of each slot; the last slot is scratch."""
 
-    def __init__(self, model: LanguageModel, slots: int, largest_bucket: int) -> None:
+    def __init__(self, model: LanguageModel, slots: int, largest_bucket: int, kv: KVSettings = PLAIN) -> None:
         config, device = model.config, model.device
         # as much of each stream as the delays ask for [slots + 1, streams, ring]
         self.tokens = torch.full((slots + 1, config.streams, config.largest_delay + 2), UNGENERATED, device=device)
         self.recent = torch.zeros(slots + 1, 1 + config.agent_codebooks, SIGNS_WINDOW, dtype=torch.int64,
                                   device=device)
-        self.ring = model.transformer.ring(slots, 1, device, model.dtype)
+        self.ring = model.transformer.ring(slots, 1, device, model.dtype, kv)
         # the depth transformer starts anew in every step; this is its room to work, nobody's state
         self.depth_room: Tensor | None = None
         if config.depth is not None:
@@ -123,7 +125,9 @@ class Generator:
         self._delays = torch.tensor(config.delays, device=device)
         self._out_norm = model.out_norm.weight()
         self._embeddings = model.input_embeddings()
-        self._heads = model.extra_heads.all()
+        self._heads = model.extra_heads.matrices()
+        self._text_out = model.text_linear.matrix()
+        self._condition = model.condition()
         # a mode's bars: PAD_OR_EPAD bars all but those two, WORD_ONLY bars them [3, text card]
         silent = torch.zeros(config.text_card_out, dtype=torch.bool, device=device)
         silent[[EPAD_TOKEN, PAD_TOKEN]] = True
@@ -134,7 +138,7 @@ class Generator:
     def _depth_step(self, k: int) -> _DepthStep:
         model = self.model
         weights = model.depformer.weights(self.config.depth_weights[k])
-        return _DepthStep(model.depth_input(k), model.depth_embeddings()[k], weights, model.linears.all()[k])
+        return _DepthStep(model.depth_input(k), model.depth_embeddings()[k], weights, model.linears.matrices()[k])
 
     def step(self, caller_codes: Tensor, controls: Controls, state: GeneratorState, rows: Rows) -> Generated:
         """The rows' next step, from the caller's codes [B, caller codebooks]. Changes the rows' state."""
@@ -231,11 +235,11 @@ class Generator:
         total = F.embedding(token, weight)
         for weight, token in parts:
             total += F.embedding(token, weight)
-        return total
+        return total if self._condition is None else total + self._condition
 
     def _take_text(self, x: Tensor, key: Tensor, recent: Tensor, controls: Controls, position: Tensor
                    ) -> tuple[Tensor, Tensor]:
-        logits = linear(x, self.model.text_linear.weight).float()
+        logits = linear(x, self._text_out).float()
         if controls.penalised:
             logits = _penalise(logits, recent, position, controls.repetition_penalty)
         logits[:, PAD_TOKEN] += controls.pad_bias
@@ -281,10 +285,10 @@ class Generator:
 class _DepthStep(NamedTuple):
     """The weights of one depth step."""
 
-    input: Tensor  # [width, dim]
+    input: Matrix  # [width, dim]
     embedding: Tensor  # of the token before
     layers: list[LayerWeights]
-    output: Tensor  # [card, width]
+    output: Matrix  # [card, width]
 
 
 def _penalise(logits: Tensor, recent: Tensor, position: Tensor, penalty: Tensor) -> Tensor:

@@ -5,14 +5,17 @@ Weights under their official names, and the parallel forward over a whole sequen
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agent.moshi.conditions import Conditions
 from agent.moshi.config import ZERO_TOKEN, LMConfig
 from agent.moshi.layers import RMSNorm, Weight, Weights, linear, windowed_attention
+from agent.moshi.quantised import Matrix
 from agent.moshi.transformer import Transformer, feed_forward, norm, split_heads
 
 
@@ -44,6 +47,8 @@ class LanguageModel(nn.Module):
             self.depformer = Transformer(config.depth)
             self.linears = Weights(config.generated_codebooks, audio, width)
         self.extra_heads = Weights(config.extra_heads, config.extra_classes, dim)
+        if config.conditions:
+            self.condition_provider = Conditions(config.conditions, dim)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -67,7 +72,21 @@ class LanguageModel(nn.Module):
         total = parts[0] * there[..., 0, :]
         for k, part in enumerate(parts[1:], 1):
             total = total + part * there[..., k, :]
-        return total
+        condition = self.condition()
+        return total if condition is None else total + condition
+
+    def condition(self) -> Tensor | None:
+        """What the chosen conditions add to each step's input [dim]; None where the model has none."""
+        return self.condition_provider.chosen.to(self.dtype) if self.config.conditions else None
+
+    @torch.no_grad()
+    def choose(self, conditions: Mapping[str, str]) -> None:
+        """The conditions' values from now on, each its default where none is given. Raises ValueError."""
+        unknown = sorted(set(conditions) - {condition.name for condition in self.config.conditions})
+        if unknown:
+            raise ValueError(f"has no condition {unknown[0]}")
+        if self.config.conditions:
+            self.condition_provider.choose(conditions)
 
     def input_embeddings(self) -> list[Tensor]:
         return [self.text_emb.weight, *self.emb.all()]
@@ -76,10 +95,10 @@ class LanguageModel(nn.Module):
         """Of what each depth step reads: the text, then the codebook before its own."""
         return [self.depformer_text_emb.weight, *self.depformer_emb.all()]
 
-    def depth_input(self, step: int) -> Tensor:
+    def depth_input(self, step: int) -> Matrix:
         """The projection of the temporal transformer's output into one depth step [width, dim]."""
         index = self.config.depth_weights[step] if self.config.depth_inputs > 1 else 0
-        return self.depformer_in.all()[index]
+        return self.depformer_in.matrices()[index]
 
     def forward(self, codes: Tensor) -> LMOutput:
         """Codes [B, streams, T], each stream in its own time -> predictions of each of them."""
@@ -88,7 +107,7 @@ class LanguageModel(nn.Module):
         initial = self.initial_tokens(codes.device)[None, :, None]
         inputs = torch.cat([initial.expand(len(codes), -1, 1), delayed[:, :, :-1]], dim=2)
         x = self.temporal(inputs)
-        text_logits, text_mask = self._in_own_time(linear(x, self.text_linear.weight)[:, None], codes[:, :1], 0)
+        text_logits, text_mask = self._in_own_time(linear(x, self.text_linear.matrix())[:, None], codes[:, :1], 0)
         logits, mask = self._in_own_time(self.depth(x, delayed),
                                          codes[:, 1:1 + config.generated_codebooks], 1)
         return LMOutput(logits, mask, text_logits, text_mask)
@@ -130,7 +149,7 @@ class LanguageModel(nn.Module):
             y = y + torch.stack([linear(out[:, k], w.attend_out) for k, w in enumerate(of_step)], dim=1)
             y = y + torch.stack([feed_forward(norm(y[:, k], w.norm2, depth), w)
                                  for k, w in enumerate(of_step)], dim=1)
-        logits = torch.stack([linear(y[:, k], weight) for k, weight in enumerate(self.linears.all())], dim=1)
+        logits = torch.stack([linear(y[:, k], weight) for k, weight in enumerate(self.linears.matrices())], dim=1)
         return logits.view(batch, frames, *logits.shape[1:]).transpose(1, 2)
 
     def _in_own_time(self, logits: Tensor, codes: Tensor, first_stream: int) -> tuple[Tensor, Tensor]:

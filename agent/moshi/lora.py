@@ -29,7 +29,8 @@ def maps(lm: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def is_embedding(name: str) -> bool:
-    return name.startswith(("emb.", "text_emb.", "depformer_emb.", "depformer_text_emb."))
+    return (name.startswith(("emb.", "text_emb.", "depformer_emb.", "depformer_text_emb."))
+            or name.endswith(".embed.weight"))  # a condition's
 
 
 class Adapters:
@@ -65,13 +66,16 @@ class Adapters:
         if not self._pairs:
             raise CheckpointError(f"{file.path}: has no adapters")
 
+    def changes(self, name: str) -> bool:
+        """Whether a tensor of the model is another one with them."""
+        return name in self._whole or name.removesuffix(".weight") in self._pairs
+
     @torch.no_grad()
-    def merge_into(self, lm: LanguageModel) -> None:
-        """Change the model's weights, one by one; sums and products are float32, on the weight's device."""
-        for name in self._whole:
-            self._file.read_into(lm.get_parameter(name), name)
-        for name, pair in self._pairs.items():
-            weight = lm.get_parameter(f"{name}.weight")
+    def merge_into(self, name: str, weight: Tensor) -> None:
+        """Change a tensor of the model, by its name; sums and products are float32, on the tensor's device."""
+        if name in self._whole:
+            self._file.read_into(weight, name)
+        elif pair := self._pairs.get(name.removesuffix(".weight")):
             down, up = (self._read(rows, weight.device) for rows in pair)
             weight.copy_(torch.addmm(weight.float(), up, down, alpha=self._config.scaling))
 

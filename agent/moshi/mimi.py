@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from agent.moshi.config import MimiConfig
 from agent.moshi.convolution import CausalConv, CausalUpsampling, ChannelwiseUpsampling, Nested, elu_after
-from agent.moshi.layers import KVRing, Rows, keep_unless_fresh
+from agent.moshi.kv import KVRing
+from agent.moshi.layers import Rows, keep_unless_fresh
 from agent.moshi.quantizer import Quantizer
 from agent.moshi.transformer import Transformer
 

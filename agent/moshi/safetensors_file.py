@@ -92,8 +92,9 @@ class SafetensorsFile:
         return target
 
     def read_into(self, target: Tensor, name: str, rows: tuple[int, int] | None = None) -> None:
-        """Fill `target` (any device, type and stride) with weights, or with `rows` of their first dimension."""
-        dtype = self._dtype(name, _WEIGHTS)
+        """Fill `target` (any device, type and stride) with weights, or with `rows` of their first dimension. An int8
+        target takes int8 alone, others take floats alone."""
+        dtype = self._dtype(name, {"I8": torch.int8} if target.dtype == torch.int8 else _WEIGHTS)
         direct = target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous()
         buffer = target if direct else torch.empty(target.shape, dtype=dtype)
         self._fill(buffer, name, rows[0] if rows else 0)

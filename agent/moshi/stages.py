@@ -15,6 +15,7 @@ from torch import Tensor
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.generate import Controls, Generated, Generator, GeneratorState, History, Prefilled
+from agent.moshi.kv import PLAIN, KVSettings
 from agent.moshi.layers import Rows
 
 
@@ -48,11 +49,11 @@ def bucket_of(rows: int) -> int:
 class Stages:
     """A model with room for `slots` conversations. All state is allocated here, none in a step."""
 
-    def __init__(self, model: Model, slots: int) -> None:
+    def __init__(self, model: Model, slots: int, kv: KVSettings = PLAIN) -> None:
         self.model, self.slots, self.device = model, slots, model.device
         self.encoder = model.mimi.encoder_state(slots, self.device)
         self.decoder = model.voice.decoder_state(slots, self.device)
-        self.generator = GeneratorState(model.lm, slots, bucket_of(slots))
+        self.generator = GeneratorState(model.lm, slots, bucket_of(slots), kv)
         self._generator = Generator(model.lm)
         self.encode_clock, self.generate_clock, self.decode_clock = (SlotClock(slots, self.device) for _ in range(3))
 

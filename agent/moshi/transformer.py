@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.moshi.config import TransformerConfig
+from agent.moshi.kv import PLAIN, KVRing, KVSettings
 from agent.moshi.layers import (
-    KVRing,
     LayerScale,
     RMSNorm,
     Rows,
@@ -26,6 +26,7 @@ from agent.moshi.layers import (
     rotations,
     windowed_attention,
 )
+from agent.moshi.quantised import Matrix
 
 
 class Transformer(nn.Module):
@@ -42,7 +43,7 @@ class Transformer(nn.Module):
         if torch.is_grad_enabled():
             return [layer.weights(weight_set) for layer in self._stack]
         gathered = self._gathered.get(weight_set)
-        if gathered is None or gathered[0].attend_in is not self._stack[0].self_attn.in_projs.all()[weight_set]:
+        if gathered is None or gathered[0].attend_in is not self._stack[0].self_attn.in_projs.matrices()[weight_set]:
             gathered = self._gathered[weight_set] = [layer.weights(weight_set) for layer in self._stack]
         return gathered
 
@@ -96,20 +97,18 @@ class Transformer(nn.Module):
             x = x + scaled(feed_forward(norm(x, layer.norm2, config), layer), layer.scale2)
         return x
 
-    def ring(self, slots: int, positions_per_step: int, device: torch.device, dtype: torch.dtype) -> KVRing:
-        config = self.config
-        assert config.context is not None
-        return KVRing(slots, config.layers, config.heads, config.dim // config.heads, config.context,
-                      positions_per_step, device, dtype)
+    def ring(self, slots: int, positions_per_step: int, device: torch.device, dtype: torch.dtype,
+             kv: KVSettings = PLAIN) -> KVRing:
+        return KVRing(self.config, slots, positions_per_step, device, dtype, kv)
 
 
 class LayerWeights(NamedTuple):
     norm1: tuple[Tensor, Tensor | None]
-    attend_in: Tensor  # [3 * dim, dim]: queries, keys, values
-    attend_out: Tensor
+    attend_in: Matrix  # [3 * dim, dim]: queries, keys, values
+    attend_out: Matrix
     norm2: tuple[Tensor, Tensor | None]
-    feed_in: Tensor  # [2 * hidden, dim] where gated, else [hidden, dim]
-    feed_out: Tensor
+    feed_in: Matrix  # [2 * hidden, dim] where gated, else [hidden, dim]
+    feed_out: Matrix
     scale1: Tensor | None
     scale2: Tensor | None
 
@@ -163,9 +162,9 @@ class _Layer(nn.Module):
         feed_in, feed_out = self._feeds[weight_set]
         norm1, norm2 = ((n.weight, n.bias) if isinstance(n, Weight) else n.weight() for n in (self.norm1, self.norm2))
         return LayerWeights(
-            norm1=norm1, attend_in=self.self_attn.in_projs.all()[weight_set],
-            attend_out=self.self_attn.out_projs.all()[weight_set], norm2=norm2,
-            feed_in=feed_in.weight, feed_out=feed_out.weight,
+            norm1=norm1, attend_in=self.self_attn.in_projs.matrices()[weight_set],
+            attend_out=self.self_attn.out_projs.matrices()[weight_set], norm2=norm2,
+            feed_in=feed_in.matrix(), feed_out=feed_out.matrix(),
             scale1=self.layer_scale_1.scale if self._scaled else None,
             scale2=self.layer_scale_2.scale if self._scaled else None)
 

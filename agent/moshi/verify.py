@@ -19,6 +19,8 @@ from torch import Tensor
 from agent.moshi.checkpoint import Model, load_model
 from agent.moshi.config import UNGENERATED, LMConfig
 from agent.moshi.generate import Controls
+from agent.moshi.kv import KVSettings
+from agent.moshi.quantised import EightBits
 from agent.moshi.safetensors_file import CheckpointError, SafetensorsFile
 from agent.moshi.stages import Stages, bucket_of
 
@@ -35,6 +37,8 @@ class Bounds:
 EXACT = Bounds(tokens=1.0, error=1e-3, worst=True)
 OTHER_DEVICE = Bounds(tokens=0.99, error=1e-2, worst=False)
 BFLOAT16 = Bounds(tokens=0.7, error=0.15, worst=False)
+INT8_WEIGHTS, INT8_KV = BFLOAT16, Bounds(tokens=0.85, error=0.03, worst=False)
+FP8_KV = Bounds(tokens=0.6, error=0.15, worst=False)
 
 
 @dataclass(frozen=True)
@@ -98,17 +102,33 @@ class _Judge:
         return "" if self.bounds is EXACT else f" (bound {bound})"
 
 
-def verify(directory: Path, device: torch.device, dtype: torch.dtype) -> list[CaseResult]:
+def verify(directory: Path, device: torch.device, dtype: torch.dtype, weights: EightBits | None = None,
+           kv: EightBits | None = None) -> list[CaseResult]:
     """Replay all golden cases of a checkpoint folder. Raises CheckpointError, one line, if that can't be done."""
     cases = _case_list(directory)
-    model = load_model(directory, device=device, dtype=dtype)
+    model = load_model(directory, device=device, dtype=dtype, weights=weights)
     with SafetensorsFile(directory / "cases.safetensors") as file:
-        return [_replay(model, _Case(case["name"], case["kind"], file)) for case in cases]
+        return [_replay(_Tried(model, KVSettings(kv), _bounds(model, dtype, weights, kv)),
+                        _Case(case["name"], case["kind"], file)) for case in cases]
 
 
-def _replay(model: Model, case: _Case) -> CaseResult:
+@dataclass(frozen=True)
+class _Tried:
+    """What is judged, and by which bounds: its language model's, and its codec's."""
+
+    model: Model
+    kv: KVSettings
+    bounds: Bounds
+
+    @property
+    def codec_bounds(self) -> Bounds:
+        """Mimi is float32 always."""
+        return EXACT if self.model.device.type == "cpu" else OTHER_DEVICE
+
+
+def _replay(tried: _Tried, case: _Case) -> CaseResult:
     try:
-        return _KINDS[case.kind](model, case)
+        return _KINDS[case.kind](tried, case)
     except (IndexError, RuntimeError) as error:  # shapes and tokens that aren't this model's
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"golden case {case.name} doesn't fit the model: {why}") from error
@@ -143,14 +163,20 @@ def _case_list(directory: Path) -> list[dict[str, str]]:
     return cases
 
 
-def _bounds(model: Model, dtype: torch.dtype) -> Bounds:
+def _bounds(model: Model, dtype: torch.dtype, weights: EightBits | None, kv: EightBits | None) -> Bounds:
+    if kv == "fp8":
+        return FP8_KV
+    if kv and not weights and dtype == torch.float32:
+        return INT8_KV
+    if weights:
+        return INT8_WEIGHTS
     if dtype != torch.float32:
         return BFLOAT16
     return EXACT if model.device.type == "cpu" else OTHER_DEVICE
 
 
-def _lm_forward(model: Model, case: _Case) -> CaseResult:
-    judge = _Judge(_bounds(model, model.lm.dtype))
+def _lm_forward(tried: _Tried, case: _Case) -> CaseResult:
+    model, judge = tried.model, _Judge(tried.bounds)
     with torch.inference_mode():
         out = model.lm(case["codes"].to(model.device))
     for ours, our_mask, name, mask_name in ((out.logits, out.mask, "logits", "mask"),
@@ -162,11 +188,12 @@ def _lm_forward(model: Model, case: _Case) -> CaseResult:
     return judge.result(case.name, case.kind)
 
 
-def _lm_stream(model: Model, case: _Case) -> CaseResult:
-    config, judge = model.lm.config, _Judge(_bounds(model, model.lm.dtype))
+def _lm_stream(tried: _Tried, case: _Case) -> CaseResult:
+    model = tried.model
+    config, judge = model.lm.config, _Judge(tried.bounds)
     user, executed, out, heads = case["user"], case["executed"], case["out"], case.get("extra_heads")
     forced_text, forced_audio = case["forced_text"], case["forced_audio"]
-    stages = Stages(model, executed.shape[1])
+    stages = Stages(model, executed.shape[1], tried.kv)
     teacher = None if judge.bounds is EXACT else _expected_tokens(config, case["reset"], executed, out)
     for t, slots, fresh in _steps(executed, case["reset"]):
         controls = Controls.greedy(
@@ -214,8 +241,8 @@ def _overwrite(stages: Stages, slots: Sequence[int], tokens: Tensor) -> None:
         ring[slot, :len(row), position] = row.to(ring.device)
 
 
-def _mimi_whole(model: Model, case: _Case) -> CaseResult:
-    judge = _Judge(_bounds(model, torch.float32))
+def _mimi_whole(tried: _Tried, case: _Case) -> CaseResult:
+    model, judge = tried.model, _Judge(tried.codec_bounds)
     codes = case["codes"]
     with torch.inference_mode():
         ours = model.mimi.encode(case["pcm"][:, 0].to(model.device), codes.shape[1])
@@ -225,8 +252,8 @@ def _mimi_whole(model: Model, case: _Case) -> CaseResult:
     return judge.result(case.name, case.kind)
 
 
-def _mimi_stream(model: Model, case: _Case) -> CaseResult:
-    judge = _Judge(_bounds(model, torch.float32))
+def _mimi_stream(tried: _Tried, case: _Case) -> CaseResult:
+    model, judge = tried.model, _Judge(tried.codec_bounds)
     pcm, executed, codes, decoded = case["pcm"], case["executed"], case["codes"], case["decoded"]
     size, stages = model.mimi.config.frame_samples, Stages(model, executed.shape[1])
     for t, slots, fresh in _steps(executed, case["reset"]):
@@ -262,6 +289,6 @@ def _bucket(rows: Tensor, model: Model, padding: int) -> Tensor:
     return filled.to(model.device)
 
 
-_KINDS: Mapping[str, Callable[[Model, _Case], CaseResult]] = {
+_KINDS: Mapping[str, Callable[[_Tried, _Case], CaseResult]] = {
     "lm_forward": _lm_forward, "lm_stream": _lm_stream, "mimi_whole": _mimi_whole, "mimi_stream": _mimi_stream,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,9 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agent.moshi.checkpoint import CheckpointError, load_model
-from agent.moshi.config import LMConfig, MimiConfig
+from agent.moshi.config import FIRST_MIMI, LMConfig, MimiConfig
+from agent.moshi.kv import KVSettings
 from agent.moshi.lm import LanguageModel
 from agent.moshi.mimi import Mimi
+from agent.moshi.sizes import sizes_of
+from agent.moshi.stages import Stages
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 LAYOUTS = sorted(path.name.removesuffix(".config.json")
@@ -173,8 +177,39 @@ def test_what_is_wrong_with_a_checkpoint_is_named_in_one_line(folder, damage):
 
 
 def test_a_source_that_is_nothing_is_named():
-    with pytest.raises(CheckpointError, match="/nowhere: no such folder; give a folder, nano, moshiko, moshika or"):
+    with pytest.raises(CheckpointError, match="/nowhere: no such folder; give a folder, nano, moshiko, .* owner/name@"):
         load_model("/nowhere")
+
+
+def test_a_config_alone_tells_what_a_model_costs():
+    config = json.loads((GOLDEN / "checkpoint_layouts" / "personaplex-7b.config.json").read_text())
+    sizes = sizes_of("personaplex", config, FIRST_MIMI, dtype=torch.bfloat16)
+    layout = json.loads((GOLDEN / "checkpoint_layouts" / "personaplex-7b.json").read_text())
+    of_lm = sum(math.prod(shape) for shape in layout.values())
+    assert sizes.parameters - sizes.mimi_parameters == of_lm
+    assert sizes.temporal_parameters == pytest.approx(6.708e9, rel=1e-3)
+    assert sizes.kv_bytes == 524_288
+    assert sizes.call_bytes == pytest.approx(3008 * 524_288 + 16.5e6, rel=1e-3)
+    assert sizes.calls_in(80e9) == 34  # the depth steps for the caller take the place of one
+    moshi = sizes_of("moshi", {}, FIRST_MIMI, dtype=torch.bfloat16)
+    assert moshi.step_bytes == sizes.step_bytes  # the steps that predict the caller aren't taken
+    assert 1000 * moshi.floor_s(3350e9, 64, 0.5) == pytest.approx(19.5, abs=0.1)
+    small = sizes_of("moshi", {}, FIRST_MIMI, dtype=torch.bfloat16, weights="int8", kv=KVSettings("int8"))
+    assert small.step_bytes < 0.52 * moshi.step_bytes
+    assert small.calls_in(80e9) > 2 * moshi.calls_in(80e9)
+
+
+def test_what_a_small_model_is_said_to_weigh_is_what_it_weighs(folder):
+    config, mimi_config = (json.loads((folder / name).read_text()) for name in ("config.json", "mimi_config.json"))
+    for weights in (None, "int8"):
+        sizes = sizes_of("wide", config, mimi_config, dtype=torch.float32, weights=weights)
+        model = load_model(folder, dtype=torch.float32, weights=weights)
+        tensors = [*model.lm.state_dict().values(), *model.mimi.state_dict().values()]
+        assert sizes.weight_bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        stages = [Stages(model, slots).state_rows() for slots in (1, 2)]
+        kept = [sum(tensor.numel() * tensor.element_size() for name, tensor in rows.items()
+                    if not name.endswith("position")) for rows in stages]
+        assert sizes.call_bytes == kept[1] - kept[0]
 
 
 def test_a_config_without_content_takes_its_depth_steps_from_the_weights(folder, monkeypatch):

@@ -44,7 +44,15 @@ def test_keys_of_older_and_published_configs_are_understood():
     ({"gating": "gelu"}, "config: gating 'gelu' is not supported, only 'silu'"),
     ({"norm": "layer_norm"}, "config: norm 'layer_norm' is not supported, only 'rms_norm_f32'"),
     ({"cross_attention": True}, "config: cross_attention True is not supported, only False"),
-    ({"conditioners": {"description": {"type": "lut"}}}, "config: conditioners is not supported"),
+    ({"conditioners": {"description": {"type": "tensor"}}},
+     "config: conditioners: description: type 'tensor' is not supported, only 'lut'"),
+    ({"conditioners": {"description": {"type": "lut", "lut": {
+        "n_bins": 1, "dim": 4, "tokenizer": "noop", "possible_values": ["good", "bad"]}}}},
+     "config: conditioners: description: n_bins 1 are fewer than its possible_values"),
+    ({"conditioners": {"description": {"type": "lut", "lut": {
+        "n_bins": 2, "dim": 4, "tokenizer": "noop", "possible_values": ["good", "bad"]}}}, "fuser": {"sum": []}},
+     "config: fuser: sum names [], the conditioners are ['description']"),
+    ({"fuser": {"cross": ["description"]}}, "config: fuser: cross is not supported, only sum"),
     ({"depformer_pos_emb": "sin"}, "config: depformer_pos_emb 'sin' is not supported, only 'none'"),
     ({"max_period": "soon"}, "config: max_period must be a positive number, not 'soon'"),
     ({"text_card": 3}, "config: text_card must be above 3, the token of padding"),

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from agent.moshi.layers import KVRing, Rows, keep_unless_fresh, linear, rotate, rotations, windowed_attention
+from agent.moshi.config import TransformerConfig
+from agent.moshi.kv import KVRing, KVSettings
+from agent.moshi.layers import Rows, keep_unless_fresh, linear, rotate, rotations, windowed_attention
 
 CPU = torch.device("cpu")
+
+
+def stack(context: int) -> TransformerConfig:
+    """One layer with two heads of four."""
+    return TransformerConfig(dim=8, layers=1, heads=2, hidden=8, context=context, max_period=1e4, gated=True,
+                             norm_eps=1e-8)
 
 
 def test_rotations_keep_their_precision_at_200_000_steps():
@@ -37,7 +45,7 @@ def test_only_the_distance_between_positions_counts():
     (5, 1, True), (5, 2, True), (6, 2, True), (5, 1, False), (5, 2, False), (7, 3, True), (7, 3, False)])
 def test_a_ring_forgets_exactly_what_is_older_than_the_context(context, steps, in_place):
     torch.manual_seed(1)
-    ring = KVRing(3, 1, 2, 4, context, steps, CPU, torch.float32)
+    ring = KVRing(stack(context), 3, steps, CPU, torch.float32)
     if not in_place:  # the way that other devices take
         ring.read_in_place, ring._masks = False, None
     ring.pages[0].fill_(math.nan)  # what an earlier call may have left
@@ -50,6 +58,65 @@ def test_a_ring_forgets_exactly_what_is_older_than_the_context(context, steps, i
         rows = Rows.of([2, 0], [step, step], CPU)
         outs.append(ring.attend(0, q[:, now], k[:, now], v[:, now], ring.begin(rows)))
     assert torch.allclose(torch.cat(outs, dim=1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("sinks", [1, 3])
+def test_sinks_are_never_forgotten_and_stay_at_the_windows_far_end(sinks: int, in_place: bool) -> None:
+    context, total, heads, size = 7, 40, 2, 4
+    torch.manual_seed(3)
+    ring = KVRing(stack(context), 2, 1, CPU, torch.float32, KVSettings(sinks=sinks))
+    ring.read_in_place = in_place
+    ring.pages[0].fill_(math.nan)
+    q, k, v = torch.randn(3, total, heads, size)
+
+    def turned(x: torch.Tensor, position: int) -> torch.Tensor:
+        return rotate(x, rotations(torch.tensor(position), size, 1e4)[None])
+
+    for t in range(total):
+        rows = Rows.of([1], [t], CPU)
+        given = [x[None, None] for x in (turned(q[t], t), turned(k[t], t), v[t])]
+        out = ring.attend(0, *given, ring.begin(rows))
+        seen = sorted({*range(min(sinks, t + 1)), *range(max(0, t - (context - sinks) + 1), t + 1)})
+        at = [position + max(0, t - context + 1) if position < sinks else position for position in seen]
+        keys = torch.stack([turned(k[position], place) for position, place in zip(seen, at, strict=True)], dim=1)
+        values = v[seen].transpose(0, 1)
+        scores = (turned(q[t], t)[:, None] @ keys.transpose(1, 2)) / size**0.5  # [heads, 1, seen]
+        expected = (scores.softmax(-1) @ values)[:, 0].flatten()
+        assert torch.allclose(out[0, 0], expected, atol=1e-5), t
+
+
+@pytest.mark.parametrize("kv", [KVSettings(), KVSettings("int8"), KVSettings(sinks=2), KVSettings("fp8", 2)])
+@pytest.mark.parametrize("count", [3, 7, 20])
+def test_what_is_filled_in_at_once_is_what_steps_write(kv: KVSettings, count: int) -> None:
+    torch.manual_seed(4)
+    q, k, v = torch.randn(3, count + 3, 2, 4)
+    rings = [KVRing(stack(7), 2, 1, CPU, torch.float32, kv) for _ in range(2)]
+    for t in range(count):
+        rings[0].attend(0, *(x[t][None, None] for x in (q, k, v)), rings[0].begin(Rows.of([1], [t], CPU)))
+    rings[1].fill(0, 1, k[:count], v[:count])
+    for t in range(count, count + 3):
+        one, other = (ring.attend(0, *(x[t][None, None] for x in (q, k, v)), ring.begin(Rows.of([1], [t], CPU)))
+                      for ring in rings)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("kind", "bound"), [("int8", 0.01), ("fp8", 0.06)])
+def test_keys_and_values_in_8_bits_are_nearly_what_they_were(kind, bound, in_place) -> None:
+    torch.manual_seed(5)
+    whole = KVRing(stack(9), 2, 1, CPU, torch.float32)
+    small = KVRing(stack(9), 2, 1, CPU, torch.float32, KVSettings(kind))
+    whole.read_in_place = small.read_in_place = in_place
+    differences = []
+    for t in range(20):
+        q, k, v = torch.randn(3, 2, 1, 2, 4)
+        rows = Rows.of([1, 0], [t, t], CPU)
+        one, other = (ring.attend(0, q, k, v, ring.begin(rows)) for ring in (whole, small))
+        differences.append((one - other).square().mean())
+    error = torch.stack(differences).mean().sqrt().item()
+    assert 0 < error < bound
+    assert small.pages[0].element_size() == 1
 
 
 def test_a_window_over_blocks_is_a_window_over_the_whole():

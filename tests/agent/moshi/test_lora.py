@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from adapters import RANK, SCALING, adapted, drawn_adapters
 from safetensors.torch import load_file, save_file
 
 from agent.moshi.checkpoint import CheckpointError, load_model
-from agent.moshi.config import LMConfig
-from agent.moshi.lm import LanguageModel
-from agent.moshi.lora import maps
 
 GOLDEN = Path(__file__).parents[2] / "golden"
-RANK, SCALING = 3, 1.5
-
-
-def drawn_adapters(folder: Path, rank: int = RANK) -> dict[str, torch.Tensor]:
-    """Random ones for every map of a checkpoint, by the names of the public code."""
-    with torch.device("meta"):
-        lm = LanguageModel(LMConfig.from_dict(json.loads((folder / "config.json").read_text())))
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, (outputs, inputs) in maps(lm).items():
-        tensors[f"{name}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator) * 0.1
-        tensors[f"{name}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator) * 0.1
-    return tensors
-
-
-def adapted(source: Path, folder: Path, tensors: dict[str, torch.Tensor], **config) -> Path:
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("cases*"))
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {
-        "lora": True, "lora_rank": RANK, "lora_scaling": SCALING} | config))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "lora.safetensors")
-    return folder
-
-
 @pytest.mark.parametrize("name", ["lm", "wide", "stt"])
 def test_each_map_grows_by_its_adapter(tmp_path, name):
     tensors = drawn_adapters(GOLDEN / name)
@@ -120,23 +92,6 @@ def test_what_is_wrong_with_adapters_is_named_in_one_line(tmp_path, wrong):
     with pytest.raises(CheckpointError, match=line) as error:
         load_model(folder)
     assert "\n" not in str(error.value)
-
-
-def test_a_folder_may_name_files_of_a_repository(tmp_path, monkeypatch):
-    folder = adapted(GOLDEN / "wide", tmp_path / "tuned", drawn_adapters(GOLDEN / "wide"),
-                     moshi_name="hf://somebody/wide/model.safetensors")
-    (folder / "model.safetensors").unlink()
-    asked = []
-
-    def download(repository, file, revision=None):
-        asked.append((repository, file))
-        return str(GOLDEN / "wide" / file)
-
-    monkeypatch.setattr("agent.moshi.checkpoint.hf_hub_download", download)
-    model = load_model(folder)
-    assert asked == [("somebody/wide", "model.safetensors")]
-    assert model.files["moshi_name"].name == "hf://somebody/wide/model.safetensors"
-    assert model.files["mimi_name"].name == "mimi.safetensors"
 
 
 def test_a_name_that_is_no_repositorys_file_is_named(tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agent.moshi.generate import Controls
-from agent.moshi.layers import KVRing
+from agent.moshi.kv import KVRing
 from agent.moshi.sampling import ALL
 from agent.moshi.stages import SlotClock, Stages, bucket_of
 from agent.moshi.verify import verify
