@@ -271,6 +271,7 @@ def _deliver(due: list[_Due], outputs: StepOutputs, began_us: int, in_step_us: i
             caller_text=int(outputs.caller_text[row]),
             pauses=tuple(float(head[0]) for head in outputs.pauses[row]),
             text_entropy=float(outputs.text_entropy[row]),
+            audio_entropy=float(outputs.audio_entropy[row]),
             codebook_spread=float(outputs.codebook_spread[row]),
             us_waited=max(0, began_us - frame.arrived_us),
             us_in_step=in_step_us,

@@ -204,21 +204,22 @@ class MoshiEngine:
                  generated: Generated, transcribed: Transcribed | None) -> StepOutputs:
         caller_text, pauses = self._of_the_caller(generated, transcribed)
         tensors = [caller_codes, generated.text, generated.sampled_text, generated.codes, caller_text, pauses,
-                   generated.text_entropy, generated.codebook_spread]
+                   generated.text_entropy, generated.audio_entropy, generated.codebook_spread]
         if heard is not None:
             tensors.append(heard)
         if self.device.type != "cpu":
             tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
                        for tensor in tensors]
             torch.accelerator.current_stream(self.device).synchronize()  # the one wait
-        caller, text, sampled, codes, said, paused, entropy, spread, *sound = [
+        caller, text, sampled, codes, said, paused, entropy, middle, spread, *sound = [
             tensor[:count].numpy() for tensor in tensors]
         pcm = np.zeros((count, self._info.frame_samples), np.float32)
         if sound:
             pcm[speaks] = sound[0][speaks]
         return StepOutputs(
             pcm=pcm, text=text, sampled_text=sampled, agent_codes=codes, caller_codes=caller,
-            caller_text=said, pauses=paused, text_entropy=entropy, codebook_spread=spread)
+            caller_text=said, pauses=paused, text_entropy=entropy, audio_entropy=middle,
+            codebook_spread=spread)
 
     def _of_the_caller(self, generated: Generated, transcribed: Transcribed | None) -> tuple[Tensor, Tensor]:
         """The caller's text [B] and pauses [B, heads, classes], by whichever model writes them."""
@@ -281,7 +282,8 @@ class EchoEngine:
         return StepOutputs(
             pcm=pcm, text=np.full(rows, PAD_TOKEN, np.int64), sampled_text=np.full(rows, PAD_TOKEN, np.int64),
             agent_codes=none, caller_codes=none, caller_text=np.full(rows, -1, np.int64),
-            pauses=np.zeros((rows, 0, 0), np.float32), text_entropy=zero, codebook_spread=zero)
+            pauses=np.zeros((rows, 0, 0), np.float32), text_entropy=zero, audio_entropy=zero,
+            codebook_spread=zero)
 
 
 def measure_threads(engine: MoshiEngine, most: int | None = None, budget_s: float = 5.0) -> int:

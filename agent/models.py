@@ -69,10 +69,16 @@ def load_agent_model(settings: Settings) -> Model:
     ensure_model(settings)
     device = device_of(settings.device)
     source = str(random_model_path(settings)) if settings.model == RANDOM else settings.model
-    on_cpu = torch.float32 if device.type == "cpu" else None
-    dtype = on_cpu if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    dtype = default_dtype(device) if settings.dtype == "auto" else getattr(torch, settings.dtype)
     return load_model(source, device=device, dtype=dtype, weights=eight_bits(settings.weights),
                       conditions=settings.conditions)
+
+
+def default_dtype(device: torch.device) -> torch.dtype | None:
+    """The checkpoint's own on a GPU (None). On a CPU float32, except where it multiplies bf16 by itself (AMX)."""
+    if device.type != "cpu":
+        return None
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def load_stt_model(settings: Settings, agent: Model) -> Model | None:

@@ -136,6 +136,7 @@ class StepOutputs:
     caller_text: Ints  # [B]: the caller's words, from a speech-to-text model beside this one; -1: none
     pauses: Floats  # [B, heads, classes]: probabilities of pauses, from models that have the heads
     text_entropy: Floats  # [B], nats, of the last 64 text tokens
+    audio_entropy: Floats  # [B], the same of the agent's codebooks: their median
     codebook_spread: Floats  # [B]: the deviation between the entropies of the agent's codebooks
 
 

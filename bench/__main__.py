@@ -18,6 +18,7 @@ PARTS = {
     "phases": "Calls of random phases",
     "stt": "The caller's words",
     "codec": "A training of the codec",
+    "quantised": "8 bits beside float32",
     "bridge": "What the SIP bridge adds",
     "operators": "The operator's hand",
     "dashboards": "Fifty dashboards",

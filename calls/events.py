@@ -167,6 +167,7 @@ LineChange = Literal[
     "ringing",  # of whom we call; `text`: early media, where sound comes before the answer
     "queued",  # all slots are taken: waits, at most so many seconds
     "answered_by",  # of whom we called; `text`: person or machine, `via`: by what it is told
+    "broken",  # signs of a broken conversation (calls/signs.py); `text`: which
     "tone",  # a machine records from now on; `text`: by what it is told
 ]
 

@@ -12,6 +12,7 @@ _SAID = {
     ("transfer", "local"): "is transferred by {via} to {text}", ("transfer", "remote"): "transfer by {via} to {text}",
     ("ringing", "remote"): "rings", ("queued", "local"): "waits for a free slot: {text}",
     ("answered_by", "remote"): "a {text} answered: {via}",
+    ("broken", "local"): "hears the agent break: {text}",
     ("tone", "remote"): "records from now on: {text}",
 }
 

@@ -5,6 +5,7 @@
     when = "silence"        nobody has spoken for `after_s` seconds
     when = "time"           `after_s` seconds after the answer
     when = "words"          the caller says one of `words`, where a model writes down what they say
+    when = "broken"         what the agent writes or sounds is no conversation any more (calls/signs.py)
     when = "key"            the caller presses one of `keys` on the telephone
 
 `RuleBook` is fed the call's clock and says which rules are due. Each has its effect `times` times at most; a silence
@@ -27,7 +28,7 @@ from calls.wire import MAX_LINE
 MOST_RULES = 50
 LONGEST_S = 86400.0
 
-When = Literal["answered", "caller_spoke", "silence", "time", "words", "key"]
+When = Literal["answered", "caller_spoke", "silence", "time", "words", "key", "broken"]
 Does = Literal["speak", "hold", "say", "whisper", "release", "hang_up", "keys", "hold_call", "resume_call", "transfer"]
 
 
@@ -112,6 +113,10 @@ class RuleBook:
     def pressed(self, key: str) -> list[int]:
         """The caller has pressed this key."""
         return self._due(at for at, rule in enumerate(self.rules) if rule.when == "key" and key in rule.keys)
+
+    def broken(self) -> list[int]:
+        """The agent shows a sign of a broken conversation."""
+        return self._due(at for at, rule in enumerate(self.rules) if rule.when == "broken")
 
     def _due(self, places: Iterable[int]) -> list[int]:
         due = [at for at in places if self._done[at] < self.rules[at].times]

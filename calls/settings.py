@@ -60,7 +60,8 @@ class Settings(BaseSettings):
                                 ".flac, .mp3, .ogg), `NAME.pt` as NVIDIA publishes them (docs/personas.md)")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="weights in memory; `auto` keeps the "
-                                                          "checkpoint's on a GPU and takes float32 on a CPU")
+                                                          "checkpoint's on a GPU and takes float32 on a CPU, "
+                                                          "bfloat16 on one with AMX")
     weights: Literal["auto", "int8", "fp8"] = Field("auto", description="the language models' linear maps: `int8` "
                                                     "halves them, `fp8` too on a GPU that has it; `auto` keeps them "
                                                     "as the dtype says, or in 8 bits where the file holds them so")

@@ -31,7 +31,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-VERSION = 1
+VERSION = 2
 MAX_JSON_BYTES = 65536
 MAX_HISTORY_STEPS = 65536
 MAX_BYTES = 16 * 2**20  # of any message; the WebSockets of both sides are opened with it
@@ -192,6 +192,7 @@ class Step:
     caller_text: int
     pauses: tuple[float, ...]  # [pause heads]
     text_entropy: float
+    audio_entropy: float
     codebook_spread: float
     us_waited: int
     us_in_step: int
@@ -234,12 +235,13 @@ class StepLayout:
     @property
     def row(self) -> struct.Struct:
         codes = self.generated_codebooks + self.caller_codebooks
-        return struct.Struct(f"<IiiB{codes}Hi{self.pause_heads + 2}fII")
+        return struct.Struct(f"<IiiB{codes}Hi{self.pause_heads + 3}fII")
 
     def pack(self, step: Step) -> bytes:
         codes = (NO_CODE if code is None else code for code in step.agent_codes + step.caller_codes)
         return self.row.pack(step.k, step.text, step.sampled_text, step.mode, *codes, step.caller_text, *step.pauses,
-                             step.text_entropy, step.codebook_spread, step.us_waited, step.us_in_step)
+                             step.text_entropy, step.audio_entropy, step.codebook_spread, step.us_waited,
+                             step.us_in_step)
 
     def unpack(self, data: bytes) -> Step:
         if len(data) != self.row.size:
@@ -249,9 +251,8 @@ class StepLayout:
         caller_end = agent_end + self.caller_codebooks
         codes = tuple(None if code == NO_CODE else code for code in rest[:caller_end])
         pauses_end = caller_end + 1 + self.pause_heads
-        entropy, spread, waited, in_step = rest[pauses_end:]
         return Step(k, text, sampled, mode, codes[:agent_end], codes[agent_end:], rest[caller_end],
-                    tuple(rest[caller_end + 1:pauses_end]), entropy, spread, waited, in_step)
+                    tuple(rest[caller_end + 1:pauses_end]), *rest[pauses_end:])
 
 
 FromBridge = Open | Audio | Control | Error | Ping | History | Close | Follow

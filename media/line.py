@@ -14,6 +14,8 @@ from typing import Literal, Protocol
 from calls.controls import Control, Result
 from calls.events import LineChange, LineNoted
 from calls.rules import Rule, RuleBook
+from calls.signs import Signs
+from calls.wire import Step
 from media.audio import from_pcm16
 from media.recorder import Taped
 from media.tones import Keypad
@@ -55,6 +57,7 @@ class Line:
         self._emit, self._give, self._now, self._spawn = emit, give, now, spawn
         self.ear: Ear | None = None
         self._keypad: Keypad | None = None
+        self._signs = Signs()
         self._last_key = ("", "", 0)  # which, how, in which frame
 
     # what happens
@@ -72,6 +75,13 @@ class Line:
         self._last_key = key, via, self._now()
         self.note("key", "remote", key, via)
         self._follow(self._book.pressed(key))
+
+    def stepped(self, step: Step) -> None:
+        """The agent's step: is it still a conversation?"""
+        sign = self._signs.feed(step.text_entropy, step.audio_entropy, step.codebook_spread)
+        if sign is not None:
+            self.note("broken", "local", sign, "model")
+            self._follow(self._book.broken())
 
     def listen_for_keys(self) -> None:
         """A telephone's: from now on keys are heard by their tones, too."""

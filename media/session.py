@@ -364,6 +364,8 @@ class Session:
                     self._controls.came(message)
                 case wire.Text():
                     self.on_text(message)
+                case wire.Step():
+                    self.line.stepped(message)
                 case wire.Leave(reason):
                     self._moves.leave(link, reason.name.lower(), self._talk.token_log)
             self._moves.came(message)

@@ -171,7 +171,7 @@ class FakeWorker:
 
 
 def step(k: int) -> wire.Step:
-    return wire.Step(k, 3, 3, 0, (k % 100, None), (7, 8), -1, (), 0.5, 0.25, 10, 20)
+    return wire.Step(k, 3, 3, 0, (k % 100, None), (7, 8), -1, (), 0.25, 1.5, 0.125, 10, 20)
 
 
 def word(text: str, first_k: int, last_k: int, k: int | None = None) -> wire.Text:

@@ -148,4 +148,4 @@ class FakeEngine:
         return StepOutputs(
             pcm=pcm, text=text, sampled_text=text, agent_codes=none, caller_codes=none,
             caller_text=np.full(rows, -1), pauses=np.zeros((rows, 0, 0), np.float32), text_entropy=zero,
-            codebook_spread=zero)
+            audio_entropy=zero, codebook_spread=zero)

@@ -67,6 +67,7 @@ class Generated(NamedTuple):
     aligned: Tensor  # [B, 1 + agent codebooks]: the frame that this step completed; UNGENERATED before the first
     pauses: Tensor  # [B, heads, classes] float32
     text_entropy: Tensor  # [B] float32, nats, of the last SIGNS_WINDOW text tokens
+    audio_entropy: Tensor  # [B] float32, the same of the agent's codebooks: their median
     codebook_spread: Tensor  # [B] float32: the deviation between the entropies of the agent's codebooks
 
 
@@ -171,10 +172,12 @@ class Generator:
         state.recent.index_copy_(0, rows.slots, recent)
 
         entropy = _entropies(recent, position + 1)
-        spread = entropy[:, 1:].std(dim=1, correction=0) if agent else torch.zeros_like(entropy[:, 0])
+        silent = torch.zeros_like(entropy[:, 0])
+        middle = entropy[:, 1:].median(dim=1).values if agent else silent
+        spread = entropy[:, 1:].std(dim=1, correction=0) if agent else silent
         if config.generated_codebooks > agent:
             codes = F.pad(codes, (0, config.generated_codebooks - agent), value=-1)
-        return Generated(text, sampled_text, codes, aligned, self._pauses(x), entropy[:, 0], spread)
+        return Generated(text, sampled_text, codes, aligned, self._pauses(x), entropy[:, 0], middle, spread)
 
     def rebuild(self, history: History, state: GeneratorState, slot: int, embeddings: Tensor | None = None) -> None:
         """Bring a slot to where it would be after these steps, in one pass; positions count from the first. The first

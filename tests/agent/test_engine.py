@@ -229,6 +229,8 @@ def test_signs_tell_silence_from_gibberish(engines):
     one_stuck = one_call(engines["lm"], 70, forced_audio=lambda step: [7] + [step % 64] * 7)[-1]
     assert even.codebook_spread[0] == pytest.approx(0, abs=1e-6)
     assert one_stuck.codebook_spread[0] > 1
+    assert even.audio_entropy[0] == pytest.approx(0, abs=1e-6)
+    assert one_stuck.audio_entropy[0] > 3
 
 
 def test_a_speech_to_text_model_writes_the_callers_words_and_pauses(engines):

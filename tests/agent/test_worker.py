@@ -26,7 +26,7 @@ from calls.settings import Settings
 SECRET = b"a secret of the tests, 32 bytes long"
 FRAME = 1920
 SLOTS = 2
-STEP = wire.Step(0, 3, 3, 0, (), (), -1, (), 0.0, 0.0, 0, 0)  # of the echo
+STEP = wire.Step(0, 3, 3, 0, (), (), -1, (), 0.0, 0.0, 0.0, 0, 0)  # of the echo
 
 Start = Callable[..., Awaitable[Worker]]
 

@@ -49,6 +49,11 @@ def test_words_count_once_in_an_utterance_that_grows_and_again_in_the_next() -> 
     assert [book.heard(*one) for one in said] == [[], [0], [], [0], []]
 
 
+def test_an_agent_that_breaks_is_handed_over_once() -> None:
+    book = RuleBook((Rule("answered", "hold"), Rule("broken", "transfer", to="sip:desk@127.0.0.1")))
+    assert [book.broken(), book.broken()] == [[1], []]
+
+
 def test_a_rule_is_a_control_by_a_name_that_tells_which() -> None:
     control = Rule("words", "hold", mute=True, words=("stop",)).control("call-1", 2)
     assert (control.call, control.action, control.mute, control.by) == ("call-1", "hold", True, "rule 3: words")

@@ -43,7 +43,8 @@ short_texts = st.text(st.characters(codec="utf-8"), max_size=40)
 steps = st.builds(
     Step, k=frames, text=tokens, sampled_text=tokens, mode=st.integers(0, 255),
     agent_codes=st.tuples(codes, codes, codes), caller_codes=st.tuples(codes, codes), caller_text=tokens,
-    pauses=st.tuples(floats, floats, floats, floats), text_entropy=floats, codebook_spread=floats,
+    pauses=st.tuples(floats, floats, floats, floats), text_entropy=floats, audio_entropy=floats,
+    codebook_spread=floats,
     us_waited=frames, us_in_step=frames)
 either_way = st.one_of(
     st.builds(Audio, k=frames, pcm=st.binary(max_size=200).map(lambda pcm: pcm + pcm)),
@@ -92,7 +93,7 @@ def test_an_unknown_kind_is_nothing_to_say(decode: Any) -> None:
 
 
 def test_a_step_lies_on_the_wire_as_the_protocol_says() -> None:
-    step = Step(7, 3, 0, 1, (1, None, 3), (4, 5), -1, (0.5, 0.25, 0.0, 1.0), 2.0, 0.5, 100, 200)
+    step = Step(7, 3, 0, 1, (1, None, 3), (4, 5), -1, (0.5, 0.25, 0.0, 1.0), 2.0, 1.5, 0.5, 100, 200)
     expected = struct.pack("<IiiBHHHHHiffffffII", 7, 3, 0, 1, 1, 65535, 3, 4, 5, -1,
                            0.5, 0.25, 0.0, 1.0, 2.0, 0.5, 100, 200)
     assert wire.encode(step, LAYOUT) == bytes((10,)) + expected
@@ -120,13 +121,13 @@ def test_what_a_bridge_must_not_send_is_named(data: bytes, said: str) -> None:
 
 
 def test_a_step_before_ready_is_an_error() -> None:
-    step = Step(0, 3, 3, 0, (0, 0, 0), (0, 0), -1, (0.0,) * 4, 0.0, 0.0, 0, 0)
+    step = Step(0, 3, 3, 0, (0, 0, 0), (0, 0), -1, (0.0,) * 4, 0.0, 0.0, 0.0, 0, 0)
     with pytest.raises(WireError, match="before ready"):
         decode_from_worker(wire.encode(step, LAYOUT))
 
 
 def test_a_step_of_another_layout_is_an_error() -> None:
-    step = Step(0, 3, 3, 0, (0,), (), -1, (), 0.0, 0.0, 0, 0)
+    step = Step(0, 3, 3, 0, (0,), (), -1, (), 0.0, 0.0, 0.0, 0, 0)
     with pytest.raises(WireError, match="a step has"):
         decode_from_worker(wire.encode(step, StepLayout(1, 0, 0)), LAYOUT)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
-from call_fakes import FakeWorker, until
+from call_fakes import FakeWorker, step, until
 from session_bench import Bench, Transport
 
 from calls import wire
@@ -16,9 +17,11 @@ from calls.events import (
     CallMoved,
     ControlTaken,
     EndReason,
+    LineNoted,
 )
 from calls.routing import Busy, LeaseLost, NoWorker, RoutingUnavailable
 from calls.rules import Rule
+from calls.signs import HOLD_STEPS, WINDOW
 from calls.state import State
 from media import moves, worker_hold
 from media.session import Session
@@ -347,4 +350,22 @@ async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: B
              if isinstance(event, ControlTaken)]
     assert taken == [("rule 1: answered", "hold", "", "held"), ("rule 2: words", "say", "one moment", "said"),
                      ("rule 3: silence", "hang_up", "", "done")]
+    assert bench.events.ended.reason is EndReason.AGENT_HUNG_UP
+
+
+async def test_an_agent_that_breaks_stands_in_the_timeline_and_makes_its_rules_due(bench: Bench) -> None:
+    bench.rules = (Rule("broken", "hang_up"),)
+    session, transport = await bench.talking()
+    await bench.frames(transport, 2)
+    for k in range(2, WINDOW + HOLD_STEPS + 2):
+        await bench.worker.say(replace(step(k), text_entropy=4.0))
+    ending = asyncio.create_task(session.over())
+    while not ending.done():
+        transport.tick()
+        await asyncio.sleep(0.002)
+    await session.close(200)
+    noted = [(event.what, event.text) for event in bench.events.of(LineNoted) if isinstance(event, LineNoted)]
+    assert noted == [("broken", "gibberish")]
+    taken = [(event.by, event.action) for event in bench.events.of(ControlTaken) if isinstance(event, ControlTaken)]
+    assert taken == [("rule 1: broken", "hang_up")]
     assert bench.events.ended.reason is EndReason.AGENT_HUNG_UP
