@@ -31,7 +31,7 @@ WAYS: dict[str, tuple[torch.dtype, EightBits | None, EightBits | None]] = {
     "bfloat16": (torch.bfloat16, None, None), "int8 weights": (torch.float32, "int8", None),
     "int8 keys and values": (torch.float32, None, "int8"), "fp8 keys and values": (torch.float32, None, "fp8"),
     "int8 both": (torch.float32, "int8", "int8")}
-STEPS, SPEED_STEPS = 150, 40
+STEPS, SPEED_STEPS = 60, 20
 LARGE = {
     "dim": 1024, "text_card": 32000, "n_q": 16, "dep_q": 8, "card": 2048, "num_heads": 16, "num_layers": 8,
     "hidden_scale": 4.125, "context": 1200, "gating": "silu", "norm": "rms_norm_f32", "positional_embedding": "rope",

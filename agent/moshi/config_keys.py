@@ -53,12 +53,6 @@ class Keys:
             raise ConfigError(f"{self._where}: {key} must be a list of words")
         return tuple(value)
 
-    def strings(self, key: str) -> tuple[str, ...]:
-        value = self._take(key)
-        if not isinstance(value, list | tuple) or not value or not all(isinstance(entry, str) for entry in value):
-            raise ConfigError(f"{self._where}: {key} must be a list of words")
-        return tuple(value)
-
     def choice(self, key: str, allowed: Any, default: Any) -> Any:
         value = self._left.pop(key, default)
         if value not in allowed:
