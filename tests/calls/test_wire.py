@@ -94,8 +94,8 @@ def test_an_unknown_kind_is_nothing_to_say(decode: Any) -> None:
 
 def test_a_step_lies_on_the_wire_as_the_protocol_says() -> None:
     step = Step(7, 3, 0, 1, (1, None, 3), (4, 5), -1, (0.5, 0.25, 0.0, 1.0), 2.0, 1.5, 0.5, 100, 200)
-    expected = struct.pack("<IiiBHHHHHiffffffII", 7, 3, 0, 1, 1, 65535, 3, 4, 5, -1,
-                           0.5, 0.25, 0.0, 1.0, 2.0, 0.5, 100, 200)
+    expected = struct.pack("<IiiBHHHHHifffffffII", 7, 3, 0, 1, 1, 65535, 3, 4, 5, -1,
+                           0.5, 0.25, 0.0, 1.0, 2.0, 1.5, 0.5, 100, 200)
     assert wire.encode(step, LAYOUT) == bytes((10,)) + expected
 
 
