@@ -88,7 +88,7 @@ class FakeWorker:
         """To all its calls."""
         assert self._server is not None
         for connection in list(self._server.connections):
-            await connection.send(wire.encode(message))
+            await connection.send(wire.encode(message, LAYOUT))
 
     async def _handle(self, connection: ServerConnection) -> None:
         with suppress(ConnectionClosed):
