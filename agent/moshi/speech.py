@@ -24,6 +24,7 @@ from agent.moshi.layers import Rows
 from agent.moshi.mimi import Mimi
 from agent.moshi.safetensors_file import SafetensorsFile
 from agent.moshi.sampling import draw, draw_keys, tier_of
+from agent.moshi.source import Source
 from agent.moshi.speech_config import SpeechConfig
 from agent.moshi.speech_model import Memory, SpeechModel
 from agent.moshi.text import Tokenizer
@@ -191,10 +192,10 @@ class Speech:
 
 
 def load_speech(source: str | Path, voice: Path | None = None, *, device: torch.device | str = "cpu",
-                dtype: torch.dtype | None = None, revision: str | None = None) -> Speech:
+                dtype: torch.dtype | None = None) -> Speech:
     """A folder or a repository `owner/name` in the layout of kyutai/tts-1.6b-en_fr, and the file of a voice in that of
     kyutai/tts-voices (`speaker_wavs`). Raises CheckpointError, SpeechError."""
-    found = _find_files(source, revision)
+    found = _find_files(Source(source))
     device = torch.device(device)
     if found.tokenizer_path is None:
         raise CheckpointError(f"{found.name}: has no tokenizer")

@@ -103,7 +103,7 @@ class SpeechModel(LanguageModel):
                 layer.cross_attention = _CrossAttention(lm.temporal.dim)
                 layer.norm_cross = Weight(lm.temporal.dim, bias=lm.temporal.dim)
         if config.tables or config.speaker is not None:
-            self.condition_provider = _Conditions(config)
+            self.condition_provider = _Conditions(config)  # type: ignore[assignment]
 
     # conditions
 
