@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -55,9 +55,6 @@ def train_mimi(
     calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
     held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
-    learns: Annotated[Literal["all", "ears"], typer.Option(
-        help="ears: the encoder of --of goes on, with what callers say")] = "all",
-    of: Annotated[Path | None, typer.Option(help="the folder of a trained codec")] = None,
     steps: _Steps = 5500,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
     seed: _Seed = 0,
@@ -67,8 +64,27 @@ def train_mimi(
     """Teach a codec: Mimi, its first codebook by phonemes."""
     from tandem import train_nano_command
 
-    train_nano_command.mimi(folder, calls, held_out, config, learns, of, steps=steps, batch=batch, seed=seed,
-                            device=device, processes=processes)
+    train_nano_command.mimi(folder, calls, held_out, config, steps=steps, batch=batch, seed=seed, device=device,
+                            processes=processes)
+
+
+@train.command("ears")
+def train_ears(
+    folder: Annotated[Path, typer.Argument(help="where the ears go; a training that is there goes on")],
+    calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
+    held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
+    config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: that of nano's ears")] = None,
+    steps: _Steps = 5000,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 4 s in a step")] = 16,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    processes: _Processes = None,
+) -> None:
+    """Teach a Mimi to hear: its codes tell phonemes and words; what it says is another codec's."""
+    from tandem import train_nano_command
+
+    train_nano_command.listening(folder, calls, held_out, config, steps=steps, batch=batch, seed=seed, device=device,
+                                 processes=processes)
 
 
 @train.command("tokens")

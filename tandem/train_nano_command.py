@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
-from agent.moshi.config import ConfigError, MimiConfig
-from agent.moshi.mimi import Mimi
+from agent.moshi.config import ConfigError
 from agent.moshi.text import Tokenizer, TokenizerError
-from agent.train import codec, lm, stt
+from agent.train import codec, ears, lm, stt
 from agent.train.curves import draw_curves
 from agent.train.dataset import DatasetError
 from agent.train.domain.reader import DomainError
-from agent.train.nano import LM, MIMI, STAGES, NanoRecipe, going_on, train_nano
+from agent.train.nano import EARS, LM, MIMI, STAGES, NanoRecipe, ears_plan, going_on, train_nano
 from agent.train.speech import SpeechError
 from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, TrainingError, processes_for, train
@@ -42,17 +39,11 @@ def nano(folder: Path, of: Path | None, stages: tuple[str, ...], device: str, pr
         print(train_nano(folder, recipe, device=device, processes=processes, stages=stages or STAGES))
 
 
-def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, learns: codec.Learns, of: Path | None,
-         *, steps: int, batch: int, seed: int, device: str, processes: int | None) -> None:
-    """Train a codec in `folder`, or go on there; `of`: a trained one, whose ears learn."""
-    if (of is None) != (learns == "all"):
-        raise UserError(f"--learns {learns}: " + ("give the trained codec with --of" if of is None else
-                                                  "a codec that learns all begins from nothing, without --of"))
-    if of is not None:
-        _there(of / codec.WEIGHTS)
-        config = of / codec.CONFIG
+def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, *, steps: int, batch: int, seed: int,
+         device: str, processes: int | None) -> None:
+    """Train a codec in `folder`, or go on there."""
     spec = codec.CodecSpec(_config(config, MIMI), tuple(_there(listed) for listed in calls), _there(held_out),
-                           batch=batch, learns=learns, of=of)
+                           batch=batch)
     plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, final=0.05, clip=5.0, seed=seed,
                 device=device, processes=processes or processes_for(device))
     with _told():
@@ -60,13 +51,25 @@ def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, l
     print(folder)
 
 
-def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> None:
-    """Encode calls by the codec and the tokenizer of the checkpoint folder `agent`."""
-    config, weights, text = (_there(agent / name) for name in (codec.CONFIG, codec.WEIGHTS, "tokenizer.model"))
+def listening(folder: Path, calls: list[Path], held_out: Path, config: Path | None, *, steps: int, batch: int,
+              seed: int, device: str, processes: int | None) -> None:
+    """Train ears in `folder`, or go on there."""
+    spec = ears.EarsSpec(_config(config, EARS), tuple(_there(listed) for listed in calls), _there(held_out),
+                         batch=batch, unquantised_steps=min(steps // 2, ears.EarsSpec.unquantised_steps))
+    plan = ears_plan(steps, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
-        model = Mimi(MimiConfig.from_dict(json.loads(config.read_text())))
-        model.load_state_dict(load_file(weights))
-        encode_calls(calls, model.eval(), Tokenizer(text), out, workers=workers or processes_for("cpu"))
+        train(ears.make_task, spec, plan, folder)
+    print(folder)
+
+
+def tokens(out: Path, calls: list[Path], agent: Path, workers: int | None) -> None:
+    """Encode calls by the codecs and the tokenizer of the checkpoint folder `agent`."""
+    for name in (codec.CONFIG, codec.WEIGHTS, "tokenizer.model"):
+        _there(agent / name)
+    with _told():
+        mimi, voice = codec.load_both(agent)
+        encode_calls(calls, mimi, Tokenizer(agent / "tokenizer.model"), out, voice=voice,
+                     workers=workers or processes_for("cpu"))
     print(out)
 
 

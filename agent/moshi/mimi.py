@@ -48,10 +48,18 @@ class Mimi(nn.Module):
 
     def latents(self, pcm: Tensor) -> Tensor:
         """pcm [B, samples] -> what is quantised [B, frames, dimension]."""
+        return self.frames(self.positions(pcm))
+
+    def positions(self, pcm: Tensor) -> Tensor:
+        """pcm [B, samples] -> what becomes frames [B, positions, dimension]."""
         size = self.config.frame_samples
         pcm = F.pad(pcm, (0, -pcm.shape[1] % size))
         x = self._in_blocks(self.encoder, pcm[:, :, None], _BLOCK_FRAMES * size)
-        x = self.encoder_transformer.transformer(x)
+        out: Tensor = self.encoder_transformer.transformer(x)
+        return out
+
+    def frames(self, x: Tensor) -> Tensor:
+        """Positions [B, positions, dimension] -> [B, frames, dimension]."""
         down = self._resampling[0]
         before = x[:, :1].expand(-1, down.history, -1)
         return down.over_blocks(before, x) if torch.is_grad_enabled() else down(torch.cat([before, x], dim=1))

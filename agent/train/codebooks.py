@@ -34,17 +34,17 @@ class Following:
     generator: torch.Generator
 
 
-def quantised(quantizer: Quantizer, x: Tensor, used: Tensor | None, follow: Following | None,
+def quantised(quantizer: Quantizer, x: Tensor, used: Tensor | None, follow: Following,
               ) -> tuple[Tensor, Tensor, Tensor]:
     """x [B, frames, dimension]; `used` [B]: how many of the acoustic codebooks are, None: all -> the quantised latents,
-    the first codebook's part, how far latents are from their centroids. Moves the centroids unless `follow` is None."""
+    the first codebook's part, how far latents are from their centroids. Moves the centroids."""
     first, distance = _through(quantizer.rvq_first, x, None, follow)
     rest, distances = _through(quantizer.rvq_rest, x, used, follow)
     count = len(quantizer.rvq_rest.codebooks())
     return first + rest, first, (distance + distances) / (1 + count)
 
 
-def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, follow: Following | None,
+def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, follow: Following,
              ) -> tuple[Tensor, Tensor]:
     z = linear(x, half.input_proj.weight[..., 0])
     residual, total, distance = z, torch.zeros_like(z), torch.zeros((), device=z.device)
@@ -54,8 +54,7 @@ def _through(half: ResidualQuantizer, x: Tensor, used: Tensor | None, follow: Fo
         chosen = vectors[codes].detach()
         distance = distance + F.mse_loss(residual, chosen)
         total = total + (chosen if used is None else chosen * (place < used)[:, None, None])
-        if follow is not None:
-            _follow(codebook, residual.detach().flatten(0, 1), codes.flatten(), follow)
+        _follow(codebook, residual.detach().flatten(0, 1), codes.flatten(), follow)
         residual = residual - chosen
     return linear(z + (total - z).detach(), half.output_proj.weight[..., 0]), distance
 

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.moshi.config import PAD_TOKEN
-from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
-from agent.train import codec, lm, stt
+from agent.train import codec, ears, lm, stt
 from agent.train.dialogues import Shares, callers_script, evaluation_script, saying_script, training_script
 from agent.train.produce import LIST, Recipe, make_calls
 from agent.train.tokenizer import PIECES, train_tokenizer
@@ -43,6 +42,13 @@ MIMI: Mapping[str, Any] = {
         "d_model": 128, "num_heads": 4, "num_layers": 2, "causal": True, "layer_scale": 0.1, "context": 50,
         "conv_layout": True, "max_period": 10000, "gating": "none", "norm": "layer_norm",
         "positional_embedding": "rope", "dim_feedforward": 512, "input_dimension": 128, "output_dimensions": [128]},
+}
+# What hears callers: wider and deeper than the voice, as it has to tell words, and half of it is enough to.
+EARS: Mapping[str, Any] = {
+    **MIMI, "seanet": {**MIMI["seanet"], "dimension": 192},
+    "quantizer": {**MIMI["quantizer"], "dimension": 96, "input_dimension": 192, "output_dimension": 192},
+    "transformer": {**MIMI["transformer"], "d_model": 192, "num_layers": 4, "dim_feedforward": 768,
+                    "input_dimension": 192, "output_dimensions": [192]},
 }
 LM: Mapping[str, Any] = {
     "dim": 256, "text_card": PIECES, "existing_text_padding_id": PAD_TOKEN, "n_q": 2 * CODEBOOKS, "dep_q": CODEBOOKS,
@@ -98,10 +104,12 @@ class NanoRecipe:
     stt_steps: int = 12000
     hearing_steps: int = 8000
     lm_steps: int = 3000
-    mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)
+    mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)  # the voice
+    ears: Mapping[str, Any] = field(default_factory=lambda: EARS)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
     codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
+    ears_spec: Mapping[str, Any] = field(default_factory=dict)
     lm_spec: Mapping[str, Any] = field(default_factory=dict)
     stt_spec: Mapping[str, Any] = field(default_factory=lambda: {
         "heads": 4, "text_dropout": 0.3, "rest_dropout": 0.15})
@@ -114,6 +122,12 @@ class NanoRecipe:
 def going_on(of: Path) -> NanoRecipe:
     """The recipe that goes on from a model of this one's shape."""
     return NanoRecipe(sets=SETS_TO_GO_ON, of=of, lm_steps=2200, lm_rate=8e-4, stt_steps=2200, stt_rate=1e-3)
+
+
+def ears_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
+    """A training of ears (ears.py)."""
+    return Plan(steps, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=100, final=0.02, clip=3.0,
+                seed=seed, processes=processes, device=device)
 
 
 STAGES = ("data", "codec", "ears", "tokens", "hearing", "lm", "stt")
@@ -164,26 +178,23 @@ class _Work:
     def _codec(self) -> None:
         if self.recipe.of is not None:
             self.out.mkdir(parents=True, exist_ok=True)
-            for name in (codec.CONFIG, codec.WEIGHTS, self.tokenizer.name):
-                shutil.copyfile(self.recipe.of / name, self.out / name)
+            for name in (codec.CONFIG, codec.WEIGHTS, codec.VOICE_CONFIG, codec.VOICE, self.tokenizer.name):
+                if (self.recipe.of / name).exists():  # older models have one codec for both sides
+                    shutil.copyfile(self.recipe.of / name, self.out / name)
             return
-        self._train_codec("codec", "all", (CODEC,), None, self.recipe.codec_steps, {})
-        self._take("codec", codec.CONFIG)
+        spec = codec.CodecSpec(self.recipe.mimi, (self._calls(CODEC),), self._calls(HELD_OUT), **self.recipe.codec_spec)
+        plan = Plan(self.recipe.codec_steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100,
+                    final=0.05, clip=5.0, seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(codec.make_task, spec, plan, self.folder / "codec", self.tell)
+        self._take("codec", {codec.CONFIG: codec.VOICE_CONFIG, codec.WEIGHTS: codec.VOICE})
 
     def _ears(self) -> None:
         if self.recipe.of is not None:
             return
-        heard = (*self._whole_calls(), CALLERS)
-        self._train_codec("ears", "ears", heard, "codec", self.recipe.ears_steps, {"batch": 8})
-        self._take("ears", codec.WEIGHTS)
-
-    def _train_codec(self, stage: str, learns: codec.Learns, calls: tuple[str, ...], of: str | None, steps: int,
-                     different: Mapping[str, Any]) -> None:
-        spec = codec.CodecSpec(self.recipe.mimi, tuple(map(self._calls, calls)), self._calls(HELD_OUT), learns=learns,
-                               of=None if of is None else self.folder / of, **{**self.recipe.codec_spec, **different})
-        plan = Plan(steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100, final=0.05, clip=5.0,
-                    seed=self.recipe.seed, processes=self.processes, device=self.device)
-        train(codec.make_task, spec, plan, self.folder / stage, self.tell)
+        spec = ears.EarsSpec(self.recipe.ears, (self._calls(CALLERS),), self._calls(HELD_OUT), **self.recipe.ears_spec)
+        plan = ears_plan(self.recipe.ears_steps, seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(ears.make_task, spec, plan, self.folder / "ears", self.tell)
+        self._take("ears", {name: name for name in (codec.CONFIG, codec.WEIGHTS)})
 
     def _whole_calls(self) -> tuple[str, ...]:
         return tuple(name for name in self.recipe.sets if name not in (CODEC, CALLERS, HELD_OUT))
@@ -191,27 +202,24 @@ class _Work:
     def _tokens(self) -> None:
         if not self.tokenizer.exists():
             train_tokenizer(self.tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
-        mimi, voice = codec.load_codec(self.out), self._voice()
+        mimi, voice = codec.load_both(self.out)
         for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, (CALLERS,)), (HELD_OUT, (HELD_OUT,))):
             if not (out := self._encoded(encoded)).exists():
                 encode_calls([self._calls(name) for name in names], mimi.to(self.device),
-                             Tokenizer(self.tokenizer), out, voice=voice, workers=self.processes,
+                             Tokenizer(self.tokenizer), out, voice=voice.to(self.device), workers=self.processes,
                              progress=self._every_tenth(f"tokens of {', '.join(names)}"))
-
-    def _voice(self) -> Mimi | None:
-        """The codec that encodes what the agent says: the first training's, before it learnt to hear callers."""
-        apart = self.folder / "codec"
-        return codec.load_codec(apart).to(self.device) if apart.is_dir() else None
 
     def _lm(self) -> None:
         begins = {"ears": self.folder / "hearing"} if self.recipe.of is None else {"of": self.recipe.of}
-        spec = lm.LMSpec({**self.recipe.lm, "text_card": len(Tokenizer(self.tokenizer))},
+        apart = (self.out / codec.VOICE).exists()
+        voice = {"voice_name": codec.VOICE, "voice_config_name": codec.VOICE_CONFIG} if apart else {}
+        spec = lm.LMSpec({**self.recipe.lm, **voice, "text_card": len(Tokenizer(self.tokenizer))},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
                          **{**begins, **self.recipe.lm_spec})
         plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, warmup=100, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
-        self._take("lm", lm.WEIGHTS, lm.CONFIG)
+        self._take("lm", {name: name for name in (lm.WEIGHTS, lm.CONFIG)})
 
     def _stt(self) -> None:
         of = {} if self.recipe.of is None else {"of": self.recipe.of / "stt"}
@@ -240,10 +248,11 @@ class _Work:
     def _encoded(self, name: str) -> Path:
         return self.folder / "tokens" / f"{name}.safetensors"
 
-    def _take(self, stage: str, *names: str) -> None:
+    def _take(self, stage: str, names: Mapping[str, str]) -> None:
+        """A stage's files into the checkpoint, by the names that they have there."""
         self.out.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            shutil.copyfile(self.folder / stage / name, self.out / name)
+        for name, there in names.items():
+            shutil.copyfile(self.folder / stage / name, self.out / there)
 
     def _every_tenth(self, what: str) -> Callable[[int, int], None]:
         told = -1

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from vowels import make_calls, tiny, vowels
 
 from agent.moshi.config import MimiConfig
 from agent.moshi.mimi import Mimi
-from agent.moshi.random_model import MIMI
 from agent.train import codebooks, codec
 from agent.train.codec_data import WORD_LAG_S, read_stretches
 from agent.train.codec_loss import RESOLUTIONS, SpectralLoss, mel_bands
 from agent.train.dataset import DatasetError, Entry, write_call, write_list
 from agent.train.phone_labels import LABELS_PER_FRAME, SILENCE
 from agent.train.phones import PHONES
-from agent.train.render import Call, Utterance, Word
-from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
+from agent.train.render import Call
+from agent.train.speech import FRAME_SAMPLES
 from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
 
 TEAM = Team(0, 1, torch.device("cpu"))
 
 
-def tiny() -> dict[str, Any]:
-    config = copy.deepcopy(MIMI)
-    config["seanet"]["n_filters"] = 4
-    return config
-
-
-def vowels(frames: int, hz: float) -> np.ndarray:
-    """A tone with overtones, as a voice has them."""
-    at = np.arange(frames * FRAME_SAMPLES) / SAMPLE_RATE
-    sound = sum(np.sin(2 * np.pi * hz * n * at) / n for n in range(1, 9))
-    return (0.1 * sound).astype(np.float32)
-
-
 @pytest.fixture(scope="module")
 def calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calls")
-    for number, (hz, phone) in enumerate(((120, "aa"), (180, "iy"), (240, "ow"))):
-        agent, caller = np.zeros((2, 40 * FRAME_SAMPLES), np.float32)
-        agent[5 * FRAME_SAMPLES:15 * FRAME_SAMPLES] = vowels(10, hz)
-        caller[20 * FRAME_SAMPLES + 700:30 * FRAME_SAMPLES + 700] = vowels(10, 1.3 * hz)
-        begin = 20 * 0.08 + 700 / SAMPLE_RATE
-        write_call(folder / f"{number}.wav", Call(
-            agent, caller,
-            utterances=(Utterance("agent", "ah", 0.4, 1.2, "speech", None, True, False),
-                        Utterance("caller", "ah", begin, begin + 0.8, "speech", None, True, False)),
-            words=(Word("agent", "ah", 0.4, 1.2), Word("caller", "ah", begin, begin + 0.8)),
-            phonemes=(Word("agent", phone, 0.4, 1.2), Word("caller", phone, begin, begin + 0.8)), held=()), {})
-    write_list(folder / "calls.jsonl", [Entry(folder / f"{number}.wav", 3.2) for number in range(3)])
-    return folder / "calls.jsonl"
+    return make_calls(tmp_path_factory.mktemp("calls"))
 
 
 def test_stretches_have_the_phones_that_are_spoken_in_them_a_frame_late(calls: Path) -> None:
@@ -188,37 +159,6 @@ def test_training_brings_the_sound_nearer(calls: Path, tmp_path: Path) -> None:
     assert loss(decoded, pcm, weights)[0] < 0.9 * loss(silence, pcm, weights)[0]
 
 
-def test_ears_are_taught_phones_and_the_agent_sounds_as_before(calls: Path, tmp_path: Path) -> None:
-    plan = Plan(steps=20, learning_rate=2e-3, betas=(0.9, 0.99), warmup=5, clip=5.0, log_every=10, evaluate_every=20,
-                save_every=20)
-    spec = codec.CodecSpec(tiny(), (calls,), calls, batch=4, frames=6, unquantised_steps=10)
-    train(codec.make_task, spec, plan, tmp_path / "codec", lambda _: None)
-    deeper = tiny()
-    deeper["transformer"]["num_layers"] += 1
-    ears = codec.CodecSpec(deeper, (calls,), calls, batch=8, frames=6, learns="ears", of=tmp_path / "codec")
-    train(codec.make_task, ears, replace(plan, steps=60), tmp_path / "ears", lambda _: None)
-    lines = [json.loads(line) for line in (tmp_path / "ears" / PROGRESS).read_text().splitlines()]
-    trained = [line for line in lines if line["kind"] == "training"]
-    for name in ("first", "all", "words"):
-        assert trained[-1][name] > max(0.6, trained[0][name])
-        assert lines[-1][name] > 0.6  # of callers alone; here the calls are those that it learnt from
-    before, after = (load_file(tmp_path / name / codec.WEIGHTS) for name in ("codec", "ears"))
-    changed = {name.rsplit(".", 1)[0] for name in before if not torch.equal(before[name], after[name])}
-    kept = ("quantizer.rvq_first.output_proj", "quantizer.rvq_rest.output_proj", "quantizer.rvq_first.vq",
-            "quantizer.rvq_rest.vq")
-    assert {name.split(".")[0] for name in changed} == {"encoder", "encoder_transformer", "downsample", "quantizer"}
-    assert not any(name.startswith(kept) for name in changed), "codes mean what they meant"
-    voice, mimi = (codec.load_codec(tmp_path / name) for name in ("codec", "ears"))
-    pcm = read_stretches([calls], 6, agent_share=1.0).draw(4, torch.Generator().manual_seed(3)).pcm
-    with torch.no_grad():
-        codes = voice.encode(pcm, 4)
-        assert torch.allclose(mimi.decode(codes), voice.decode(codes), atol=1e-5), "the agent sounds as before"
-
-
-def test_a_codec_to_go_on_from_must_be_alike(calls: Path, tmp_path: Path) -> None:
-    wider = tiny()
-    wider["quantizer"]["bins"] *= 2
-    with pytest.raises(TrainingError, match="the codec to go on from has another quantizer"):
-        codec.begin_with(Mimi(MimiConfig.from_dict(wider)), Mimi(MimiConfig.from_dict(tiny())))
+def test_a_folder_without_a_codec_is_told(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="has no whole Mimi"):
         codec.load_codec(tmp_path)

@@ -22,10 +22,12 @@ from agent.train.trainer import TrainingError
 TINY = NanoRecipe(
     sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
           CALLERS: CallSet(20, 2, seed=3)},
-    codec_steps=6, ears_steps=3, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
+    codec_steps=6, ears_steps=4, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
+    ears=copy.deepcopy(MIMI),
     lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},
-    tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3}, lm_spec={"frames": 600},
+    tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3},
+    ears_spec={"frames": 6, "batch": 2, "unquantised_steps": 2}, lm_spec={"frames": 600},
     stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1},
     hearing_spec={"frames": 64, "batch": 2})
 
@@ -46,6 +48,8 @@ def test_what_comes_out_is_loaded_and_steps(folder: Path) -> None:
     for fresh in (True, False, False):
         out = engine.step(StepInputs.free(range(1), [fresh], silence, engine.info, engine.default_sampling(1)))
     assert out.pcm.shape == (1, engine.info.frame_samples)
+    ears, voice = (each.state_dict() for each in (model.mimi, model.voice))
+    assert not torch.equal(ears["encoder.model.0.conv.conv.weight"], voice["encoder.model.0.conv.conv.weight"])
     words = load_model(folder / "nano" / "stt")
     assert words.lm.config.depth is None
     assert words.tokenizer_path is not None
@@ -69,7 +73,7 @@ def test_going_on_keeps_the_codec_and_lets_both_models_learn(folder: Path, tmp_p
                                                      CALLERS: CallSet(40, 2, seed=6)})
     train_nano(tmp_path, recipe, processes=1, tell=lambda _: None)
     before, after = folder / "nano", tmp_path / "nano"
-    for name in ("mimi.safetensors", "mimi_config.json", "tokenizer.model"):
+    for name in ("mimi.safetensors", "mimi_config.json", "voice.safetensors", "voice_config.json", "tokenizer.model"):
         assert (after / name).read_bytes() == (before / name).read_bytes()
     for name in ("model.safetensors", "stt/model.safetensors"):
         old, new = load_file(before / name), load_file(after / name)
