@@ -192,14 +192,14 @@ def _taken(port: int) -> bool:
 
 @contextlib.asynccontextmanager
 async def captured(file: Path, *sip_ports: int) -> AsyncIterator[Callable[..., list[list[str]]]]:
-    """tshark takes down what goes over the loopback while within. Afterwards what is yielded tells the fields of the
-    packets that a filter finds."""
+    """tshark's dumpcap takes down what goes over the loopback while within. Afterwards what is yielded tells the fields
+    of the packets that a filter finds."""
     process = await asyncio.create_subprocess_exec(
-        "tshark", "-i", "lo", "-f", "udp", "-w", str(file), "-q", stderr=asyncio.subprocess.PIPE)
+        "dumpcap", "-i", "lo", "-f", "udp", "-w", str(file), "-q", stderr=asyncio.subprocess.PIPE)
     assert process.stderr is not None
     async with asyncio.timeout(20):
-        while b"Capturing" not in (line := await process.stderr.readline()):
-            assert line, "tshark doesn't capture"
+        while not (line := await process.stderr.readline()).startswith(b"File:"):  # from here on nothing is missed
+            assert line, "dumpcap doesn't capture"
 
     def found(wanted: str, *fields: str) -> list[list[str]]:
         decode = [part for port in sip_ports for part in ("-d", f"udp.port=={port},sip")]
@@ -210,7 +210,7 @@ async def captured(file: Path, *sip_ports: int) -> AsyncIterator[Callable[..., l
 
     try:
         yield found
-        await asyncio.sleep(0.5)  # what tshark has in hand isn't in the file yet
+        await asyncio.sleep(0.5)  # what dumpcap has in hand isn't in the file yet
     finally:
         process.terminate()
         await process.communicate()

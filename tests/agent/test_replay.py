@@ -37,7 +37,7 @@ def call(engine: MoshiEngine) -> tuple[list[Step], np.ndarray]:
         pcm = (0.1 * generator.standard_normal((1, info.frame_samples))).astype(np.float32)
         out = engine.step(StepInputs.free([0], [k == 0], pcm, info, sampling()))
         steps.append(Step(k, int(out.text[0]), int(out.sampled_text[0]), 0, tuple(map(int, out.agent_codes[0])),
-                          tuple(map(int, out.caller_codes[0])), -1, (), 0.0, 0.0, 0, 0))
+                          tuple(map(int, out.caller_codes[0])), -1, (), 0.0, 0.0, 0.0, 0, 0))
         sound.append(out.pcm[0])
     return steps, np.array(sound)
 

@@ -97,7 +97,7 @@ async def test_its_services_together_take_a_call(redis_url: str, database_url: s
     log = (tmp_path / "log").open("wb")
     try:
         for name, service in services.items():
-            environment = {**clean, **service["environment"], **here}
+            environment = {**clean, **{name: str(value) for name, value in service["environment"].items()}, **here}
             process = _started(service["command"], environment, tmp_path, log)
             if service.get("restart") == "no":
                 assert process.wait(READY_S) == 0

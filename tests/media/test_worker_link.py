@@ -101,7 +101,7 @@ async def test_a_worker_that_never_gets_ready_is_given_up_in_time() -> None:
     (wire.encode(wire.Ping(1)), "protocol"),
     (wire.encode(wire.Close(wire.CloseReason.DRAINING)), "draining"),
     (wire.encode(wire.Ready(0, "m", 16000, 1280, 8, 8, 8, 0, 1, 0)), "sound"),
-    (wire.encode(wire.Ready(0, "m", 24000, 1920, 8, 8, 8, 0, 1, 0, version=2)), "version"),
+    (wire.encode(wire.Ready(0, "m", 24000, 1920, 8, 8, 8, 0, 1, 0, version=wire.VERSION + 1)), "version"),
 ])
 async def test_a_worker_that_does_not_fit_is_refused(answer: str | bytes, code: str) -> None:
     async def answers(connection: ServerConnection) -> None:

@@ -89,12 +89,6 @@ def test_callers_alone_are_of_training(refused: Run, tmp_path: Path) -> None:
     assert said.startswith("tandem: --callers-only: for --split training alone")
 
 
-def test_ears_and_voice_need_a_trained_codec(refused: Run, tmp_path: Path) -> None:
-    listed = str(tmp_path / "calls.jsonl")
-    said = refused("train", "mimi", str(tmp_path / "ears"), "--calls", listed, "--held-out", listed, "--learns", "ears")
-    assert said.startswith("tandem: --learns ears: give the trained codec with --of")
-
-
 def test_a_split_that_isnt_one_is_named(refused: Run, tmp_path: Path) -> None:
     said = refused("train", "data", str(tmp_path / "calls"), "--split", "other")
     assert said.startswith("tandem: --split other: give one of training")
