@@ -36,7 +36,7 @@ PLAIN = KVSettings()
 class KVRing:
     """Keys and values of one transformer for all slots.
 
-    A slot's ring lies in a page per layer, found through `table`; one page a slot for now, as many pages as slots.
+    A slot's ring lies in a page per layer, found through `table`; each slot has one page.
     The ring holds `context + positions_per_step - 1` positions, so that every query of a step that brings several
     still sees its whole context. The last slot is scratch. In 8 bits each position of each head has a scale.
     """

@@ -13,6 +13,8 @@ first frame of the prompt and hears the caller a frame later.
 from __future__ import annotations
 
 import io
+import pickle
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,10 @@ _SINE_HZ, _SINE_PEAK, _SINE_FRAMES = 440, 0.5, 25
 _PUBLISHED = (2048, 8)  # codebook size, codebooks of a side
 _SILENCE = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 _SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+
+# What torch raises of a file that isn't one of its own, and what a file of its own with something else in it leads to.
+_NO_VOICE = (pickle.UnpicklingError, struct.error, EOFError, RuntimeError, ValueError, LookupError, TypeError,
+             AttributeError)
 
 
 class PromptError(ValueError):
@@ -98,7 +104,7 @@ def voice_of_embeddings(model: Model, data: bytes) -> Voice:
         content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         embeddings, ring = content["embeddings"], content["cache"]
         embeddings = embeddings.reshape(len(embeddings), -1)
-    except Exception:  # noqa: BLE001 - whatever a foreign pickle does
+    except _NO_VOICE:
         raise PromptError("isn't a voice's file with embeddings and cache") from None
     config = model.lm.config
     if embeddings.shape[1] != config.temporal.dim or ring.shape[:2] != (1, config.streams):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -216,5 +217,5 @@ def load_speech(source: str | Path, voice: Path | None = None, *, device: torch.
 def _read_voice(path: Path) -> Tensor:
     try:
         return load_file(path)["speaker_wavs"][0].T.contiguous()
-    except Exception:  # noqa: BLE001 - whatever a foreign file does
+    except (SafetensorError, OSError, LookupError):
         raise SpeechError(f"{path}: isn't the file of a voice") from None

@@ -59,6 +59,7 @@ async def test_a_snapshot_that_cant_be_read_changes_nothing(redis: Redis) -> Non
         await redis.xadd("tandem:{configuration}", {"snapshot": "{nonsense"}, id="1-0")
         await publish(redis, Configuration(version=2, agents=(AGENT,)))
         await _until(lambda: follower.now.version == 2)
+        assert AGENT in follower.now.agents
 
 
 async def test_each_change_is_a_version_and_reads_as_one_moment(store: Store) -> None:

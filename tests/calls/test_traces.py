@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -146,7 +148,9 @@ async def test_a_collector_that_is_away_costs_a_call_nothing(caplog: pytest.LogC
 
 
 async def test_without_a_collector_nothing_is_made() -> None:
+    before = asyncio.all_tasks(), threading.active_count()
     traces = Traces(None, "sip", "b")
     traces.note(Envelope("c", "b", 1, 1, BEGAN, RECEIVED))
     traces.add(Span("c", "slot", BEGAN, BEGAN))
+    assert (asyncio.all_tasks(), threading.active_count()) == before
     await traces.close()

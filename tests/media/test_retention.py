@@ -205,6 +205,7 @@ async def test_the_persister_carries_the_rules_out_by_itself(store: Store, redis
             await asyncio.sleep(0.02)
     stop.set()
     await asyncio.gather(*both)
+    assert await store.call("old") is None
 
 
 async def test_rules_are_set_shown_and_carried_out_by_the_command_line(

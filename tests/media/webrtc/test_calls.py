@@ -189,6 +189,7 @@ async def test_the_page_is_told_when_its_sound_does_not_arrive(
     await wait_for(lambda: "reconnecting" in peer.states)
     peer.microphone.silent.clear()
     await wait_for(lambda: peer.states[-1] == "talking")
+    assert peer.states[-2] == "reconnecting"
 
 
 async def test_a_browser_that_never_connects_frees_its_slot(
