@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from sip_bench import Bridge, Surroundings, running
+
+from calls.connect import open_redis
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,9 @@ def around(redis_url: str) -> Iterator[Surroundings]:
 def bridge(around: Surroundings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
     with running(around.redis_url, tmp_path_factory.mktemp("bridge"), lease_s=15.0) as started:
         yield started
+
+
+@pytest.fixture
+async def client(around: Surroundings) -> AsyncIterator[AsyncRedis]:
+    async with open_redis(around.redis_url) as client:
+        yield client

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from call_peers import Callee, answering_baresip, baresip, callee, captured, sip
 from redis.asyncio import Redis
 from sip_bench import Bridge, Surroundings, running, wait_for
 
-from calls.connect import open_redis
 from calls.controls import Control, Controls, Result
 from calls.dialling import Dial, Dials
 from calls.events import CallAnswered, CallEnded, ControlTaken, EndReason, Envelope, LineNoted
@@ -33,12 +32,6 @@ def nothing_left(around: Surroundings) -> Iterator[None]:
     around.set(slots=4, draining=False)
     yield
     assert around.no_lease_is_left()
-
-
-@pytest.fixture
-async def client(around: Surroundings) -> AsyncIterator[Redis]:
-    async with open_redis(around.redis_url) as client:
-        yield client
 
 
 def of(around: Surroundings, call: str) -> list[Envelope]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from call_peers import answering_baresip, callee, free_port
 from redis.asyncio import Redis
 from sip_bench import Bridge, Surroundings, wait_for
 
-from calls.connect import open_redis
 from calls.controls import Control, Controls
 from calls.dialling import Answer, Dial, Dials
 from calls.events import CallAnswered, CallEnded, CallReceived, EndReason, Envelope, LineNoted
@@ -28,12 +27,6 @@ def nothing_left(around: Surroundings, bridge: Bridge) -> Iterator[None]:
     around.set(slots=4, draining=False)
     yield
     assert around.no_lease_is_left()
-
-
-@pytest.fixture
-async def client(around: Surroundings) -> AsyncIterator[Redis]:
-    async with open_redis(around.redis_url) as client:
-        yield client
 
 
 async def place(client: Redis, to: str, **more: Any) -> Answer:
