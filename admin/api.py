@@ -32,13 +32,23 @@ from admin.access import Access
 from admin.configuring import Configuring
 from admin.errors import UNAVAILABLE
 from admin.live import LiveStreams
-from admin.messages import address_of, as_json, control_of, event_message, object_of, text_of, whole_call
+from admin.messages import (
+    address_of,
+    as_json,
+    control_of,
+    event_message,
+    object_of,
+    text_of,
+    whole_call,
+    written_message,
+)
 from admin.retaining import Retaining
 from admin.service import Actor, NotAllowed, Permission, Service
 from admin.telephoning import Telephoning
 from admin.webhooking import Webhooking
 from calls.events import CallEnded
 from calls.follow import TooSlow, Watcher
+from calls.monologues import Batch
 from calls.routing import RoutingUnavailable
 from calls.store import StoreError
 
@@ -72,8 +82,8 @@ class Api:
         router.include_router(api_people.routes(service, by_key))
 
         @router.websocket("/calls/{call}/live")
-        async def live(socket: WebSocket, call: str) -> None:
-            await self._serve_live(socket, call)
+        async def live(socket: WebSocket, call: str, monologue: bool = False) -> None:
+            await self._serve_live(socket, call, monologue)
 
         return router
 
@@ -95,7 +105,7 @@ class Api:
 
     # live connections
 
-    async def _serve_live(self, socket: WebSocket, call: str) -> None:
+    async def _serve_live(self, socket: WebSocket, call: str, monologue: bool) -> None:
         """A connection's edge."""
         if self._connections >= MOST_LIVE:
             await socket.close(1013)
@@ -103,7 +113,7 @@ class Api:
         self._connections += 1
         await socket.accept()
         try:
-            await self._stream(socket, call, await self._introduced(socket))
+            await self._stream(socket, call, await self._introduced(socket), monologue)
         except NotAllowed as refused:
             await _say_and_close(socket, refused.code, str(refused))
         except TooSlow as slow:
@@ -130,9 +140,9 @@ class Api:
         key = first.get("key")
         return await self._access.by_key(key if isinstance(key, str) else "", client)
 
-    async def _stream(self, socket: WebSocket, call: str, actor: Actor) -> None:
+    async def _stream(self, socket: WebSocket, call: str, actor: Actor, monologue: bool) -> None:
         """What is kept of the call by now, then what comes; until it ends or the other side goes."""
-        async with self._service.follow(actor, call) as watcher:
+        async with self._service.follow(actor, call, monologue=monologue) as watcher:
             kept = whole_call(await self._service.call(actor, call))
             await _send(socket, {"type": "snapshot", **kept})
             tasks = [asyncio.create_task(_tell(socket, watcher)),
@@ -166,10 +176,14 @@ class Api:
 
 async def _tell(socket: WebSocket, watcher: Watcher) -> None:
     while True:
-        envelope = await watcher.next()
-        if (message := event_message(envelope)) is not None:
+        came = await watcher.next()
+        if isinstance(came, Batch):
+            for frames in came.calls.values():
+                await _send(socket, written_message(frames))
+            continue
+        if (message := event_message(came)) is not None:
             await _send(socket, message)
-        if isinstance(envelope.event, CallEnded):
+        if isinstance(came.event, CallEnded):
             return
 
 

@@ -128,7 +128,8 @@ def routes(service: Service, streams_of: LiveStreams, by_key: Known) -> APIRoute
         return as_json({"calls": [row.told for row in await service.running(actor)]})
 
     @router.get("/live/events", response_class=Response, responses=errors() | streams())
-    async def events(request: Request, call: Annotated[str | None, Query(max_length=64)] = None, actor: Actor = known
+    async def events(request: Request, call: Annotated[str | None, Query(max_length=64)] = None, monologue: Annotated[
+            bool, Query(description="also what agents write, frame by frame")] = False, actor: Actor = known
                      ) -> Response:
         """Server-sent events: a snapshot of the calls that run, or of one, then what is said and done in them."""
         async def again() -> Actor | None:
@@ -137,7 +138,7 @@ def routes(service: Service, streams_of: LiveStreams, by_key: Known) -> APIRoute
             except NotAllowed:
                 return None
 
-        return streams_of.open_to(actor, again, call)
+        return streams_of.open_to(actor, again, call, monologue=monologue)
 
     @router.get("/latency", response_model=Latencies, responses=errors())
     async def latency(actor: Actor = known) -> JSONResponse:

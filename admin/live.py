@@ -19,11 +19,12 @@ from typing import Any, Generic, TypeVar
 from fastapi.responses import Response, StreamingResponse
 
 from admin.access import Access
-from admin.messages import event_message, text_of, whole_call
+from admin.messages import event_message, text_of, whole_call, written_message
 from admin.service import Actor, NotAllowed, Permission, Service
 from admin.sign_in import Visitor
 from calls.events import Envelope, Series
 from calls.follow import TooSlow, Watcher
+from calls.monologues import Batch
 from calls.routing import RoutingUnavailable
 from calls.store import StoreError
 
@@ -62,25 +63,26 @@ class LiveStreams:
         self._service, self._access = service, access
         self._open = 0
         self._snapshots, self._running = _Shared[str](), _Shared[str]()
-        self._encoded: OrderedDict[tuple[Series, int], str | None] = OrderedDict()
+        self._encoded: OrderedDict[tuple[Series, int] | str, str | None] = OrderedDict()
 
     def open(self, visitor: Visitor) -> Response:
         """Of all calls. Raises NotAllowed."""
-        return self.open_to(visitor.actor, lambda: self._access.by_session(visitor.token))
+        return self.open_to(visitor.actor, lambda: self._access.by_session(visitor.token), monologue=True)
 
-    def open_to(self, actor: Actor, again: Again, call: str | None = None) -> Response:
-        """Of one call, or of all; `again` tells who it is by now. Raises NotAllowed."""
+    def open_to(self, actor: Actor, again: Again, call: str | None = None, *, monologue: bool) -> Response:
+        """Of one call, or of all, with what agents write or without; `again` tells who it is by now. Raises
+        NotAllowed."""
         actor.must(Permission.SEE)
         if self._open >= MOST_STREAMS:
             raise NotAllowed(503, "unavailable", "Too many dashboards are open.", retry_after_s=30)
-        return StreamingResponse(self._run(actor, again, call), media_type="text/event-stream", headers={
+        return StreamingResponse(self._run(actor, again, call, monologue), media_type="text/event-stream", headers={
             "Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
-    async def _run(self, actor: Actor, again: Again, call: str | None) -> AsyncIterator[str]:
+    async def _run(self, actor: Actor, again: Again, call: str | None, monologue: bool) -> AsyncIterator[str]:
         self._open += 1
         try:
             yield f"retry: {RETRY_MS}\n\n"
-            async with self._service.follow(actor, call) as watcher:
+            async with self._service.follow(actor, call, monologue=monologue) as watcher:
                 if call is None:
                     yield await self._snapshots.get(lambda: self._snapshot(actor, None))
                 else:
@@ -96,11 +98,11 @@ class LiveStreams:
         loop = asyncio.get_running_loop()
         check_at = loop.time() + CHECK_S
         while True:
-            envelope = None
+            came = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(check_at):
-                    envelope = await watcher.next()
-            if envelope is not None and (told := self._told(envelope)) is not None:
+                    came = await watcher.next()
+            if came is not None and (told := self._told(came)) is not None:
                 yield told
             if loop.time() >= check_at:
                 check_at = loop.time() + CHECK_S
@@ -111,11 +113,10 @@ class LiveStreams:
                 actor.must(Permission.SEE)
                 yield await self._running.get(functools.partial(self._those_that_run, actor))
 
-    def _told(self, envelope: Envelope) -> str | None:
-        key = (envelope.series, envelope.sequence)
+    def _told(self, came: Envelope | Batch) -> str | None:
+        key = came.id if isinstance(came, Batch) else (came.series, came.sequence)
         if key not in self._encoded:
-            message = event_message(envelope, words=False)
-            self._encoded[key] = None if message is None else _event({"call": envelope.call, **message})
+            self._encoded[key] = _encoded(came)
             if len(self._encoded) > ENCODED:
                 self._encoded.popitem(last=False)
         return self._encoded[key]
@@ -133,6 +134,13 @@ class LiveStreams:
                           for one in kept["utterances"][-UTTERANCES:]]
             calls.append({**asdict(row), "utterances": utterances, "controls": kept["controls"][-CONTROLS:]})
         return _event({"type": "snapshot", "now": datetime.now(UTC), "calls": calls})
+
+
+def _encoded(came: Envelope | Batch) -> str | None:
+    if isinstance(came, Batch):
+        return "".join(_event({"call": call, **written_message(frames)}) for call, frames in came.calls.items())
+    message = event_message(came, words=False)
+    return None if message is None else _event({"call": came.call, **message})
 
 
 def _event(message: Mapping[str, Any]) -> str:

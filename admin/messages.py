@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
@@ -28,6 +28,7 @@ from calls.events import (
     LineNoted,
     UtteranceSpoken,
 )
+from calls.monologues import Written
 from calls.store import UtteranceRow
 from calls.wire import MAX_LINE, SamplingSettings
 
@@ -165,6 +166,11 @@ def event_message(envelope: Envelope, *, words: bool = True) -> dict[str, Any] |
                     "why": in_words(event.reason, event.detail, event.sip_status, event.q850)}
         case _:
             return None
+
+
+def written_message(frames: Sequence[Written]) -> dict[str, Any]:
+    """What those who follow a call are told of its monologue."""
+    return {"type": "monologue", "frames": [asdict(frame) for frame in frames]}
 
 
 def whole_call(kept: WholeCall) -> dict[str, Any]:

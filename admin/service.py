@@ -161,10 +161,10 @@ class Service:
         return tuple(row for row in rows if row.id in there)
 
     @asynccontextmanager
-    async def follow(self, actor: Actor, call: str | None = None) -> AsyncIterator[Watcher]:
-        """What happens in a call, or in all, while within."""
+    async def follow(self, actor: Actor, call: str | None = None, *, monologue: bool = False) -> AsyncIterator[Watcher]:
+        """What happens in a call, or in all, while within; with `monologue` also what agents write."""
         actor.must(Permission.SEE)
-        async with self._live.watch(call) as watcher:
+        async with self._live.watch(call, monologue=monologue) as watcher:
             yield watcher
 
     async def transcript(self, actor: Actor, id: str, kind: str) -> tuple[str, str]:

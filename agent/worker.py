@@ -404,14 +404,13 @@ class Worker:
     def _deliver(self, call: _Call, stepped: Stepped) -> None:
         step = stepped.step
         self._post(call, wire.encode(wire.Audio(step.k, stepped.pcm)))
+        piece, sampled = map(call.tokenizer.piece, (step.text, step.sampled_text)) if call.tokenizer else ("", "")
+        if piece or sampled:
+            self._post(call, wire.encode(wire.Text(step.k, "agent", piece=piece, sampled=sampled)))
         self._post(call, wire.encode(step, call.layout))
         for done in stepped.outcomes:
             self._post(call, wire.encode(wire.Outcome(done.id, done.outcome, done.first_k, done.k, done.why)))
         if call.tokenizer is not None:
-            piece = call.tokenizer.piece(step.text)
-            if piece:
-                sampled = call.tokenizer.piece(step.sampled_text)
-                self._post(call, wire.encode(wire.Text(step.k, "agent", piece=piece, sampled=sampled)))
             self._say(call, step.k, "agent", call.words.feed(step.k, piece))
         if call.caller is not None and step.caller_text >= 0:
             self._say(call, step.k, "caller", call.caller.feed(step.k, step.caller_text))

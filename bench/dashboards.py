@@ -1,4 +1,5 @@
-"""What fifty open dashboards cost: the web role as it is started, ten calls whose words come as people speak.
+"""What fifty open dashboards cost: the web role as it is started, ten calls whose words come as people speak, and what
+their agents write in each frame.
 
 The calls are events as bridges emit them, without sound. Measured: the web process's time on a core, how long a word is
 under way to a dashboard, and how long events take to Redis, which is all of it that a call's bridge could notice.
@@ -30,14 +31,16 @@ from calls.controls import ControlInbox
 from calls.events import CallAnswered, CallReceived, Envelope, Speaker, UtteranceSpoken, Word
 from calls.follow import LiveEvents
 from calls.live import EventWriter
+from calls.monologues import KEPT, MonologueTeller, Told, Written
 from calls.operators import Operators, Role
 from calls.store import Store, upgrade
+from media.audio import FRAME_S
 from tandem.embedded import embedded_postgres, embedded_redis
 
 CALLS, DASHBOARDS = 10, 50
 WORDS_A_SECOND, WORDS = 2.5, 12  # of a call; of an utterance
 MEASURED_S, SETTLES_S, STARTS_S = 30.0, 5.0, 120.0
-AGAIN_S = 1.0
+AGAIN_S, BEATS_S = 1.0, 1.0
 BRIDGE = "bench"
 
 
@@ -48,6 +51,7 @@ class Watched:
     to_dashboards: list[float] = field(default_factory=list)
     to_redis: list[float] = field(default_factory=list)
     began_anew: int = 0  # streams, as browsers do
+    written: int = 0  # frames of which dashboards were told what the model wrote
 
 
 def run() -> list[str]:
@@ -83,7 +87,7 @@ async def _measured(redis: Redis, store: Store, writer: EventWriter, web: psutil
     ann = await operators.make("ann", "correct horse battery", Role.OPERATOR)
     tokens = [await operators.sign_in(ann) for _ in range(DASHBOARDS)]
     tasks = [asyncio.create_task(_speak(writer, call)) for call in calls]
-    tasks.append(asyncio.create_task(_read(live, watched)))
+    tasks += [asyncio.create_task(_read(live, watched)), asyncio.create_task(_write(redis, calls))]
     rows = []
     try:
         for open_now in (0, DASHBOARDS):
@@ -91,13 +95,15 @@ async def _measured(redis: Redis, store: Store, writer: EventWriter, web: psutil
             await asyncio.sleep(SETTLES_S)
             watched.to_dashboards.clear()
             watched.to_redis.clear()
+            watched.written = 0
             before, began = sum(web.cpu_times()[:2]), time.monotonic()
             await asyncio.sleep(MEASURED_S)
             used = (sum(web.cpu_times()[:2]) - before) / (time.monotonic() - began)
             if failed := [task for task in tasks if task.done()]:
                 failed[0].result()
             rows.append(f"| {open_now} | {used:.2f} | {web.memory_info().rss / 1e6:.0f} MB "
-                        f"| {len(watched.to_dashboards) / MEASURED_S:.0f} | {_ms(watched.to_dashboards)} "
+                        f"| {len(watched.to_dashboards) / MEASURED_S:.0f} "
+                        f"| {watched.written / MEASURED_S:.0f} | {_ms(watched.to_dashboards)} "
                         f"| {_ms(watched.to_redis)} |")
     finally:
         for task in tasks:
@@ -109,8 +115,9 @@ async def _measured(redis: Redis, store: Store, writer: EventWriter, web: psutil
         "the calls, Redis and Postgres ran on the same cores"
         f" (load average {os.getloadavg()[0]:.1f}). Events dropped: {writer.dropped}. Streams that ended and "
         f"began anew: {watched.began_anew}.", "",
-        "| dashboards | web process, cores | its memory | messages/s | a word to a dashboard, ms p50 / p99 "
-        "| an event to Redis and back, ms p50 / p99 |", "|---|---|---|---|---|---|", *rows]
+        "| dashboards | web process, cores | its memory | words/s | written frames/s "
+        "| a word to a dashboard, ms p50 / p99 | an event to Redis and back, ms p50 / p99 |",
+        "|---|---|---|---|---|---|---|", *rows]
 
 
 async def _speak(writer: EventWriter, call: str) -> None:
@@ -125,6 +132,26 @@ async def _speak(writer: EventWriter, call: str) -> None:
             await asyncio.sleep(1 / WORDS_A_SECOND)
 
 
+async def _write(redis: Redis, calls: list[str]) -> None:
+    """What their agents write, as one bridge tells it."""
+    teller, told_k = MonologueTeller(redis), 0
+    began = time.monotonic()
+
+    def take() -> Told:
+        nonlocal told_k
+        first_k, told_k = told_k, int((time.monotonic() - began) / FRAME_S)
+        return {call: tuple(Written(k, "piece", "\u2581hello", "forced", False, "pad", "")
+                            for k in range(max(first_k, told_k - KEPT), told_k)) for call in calls}
+
+    telling = asyncio.create_task(teller.run(take))
+    try:
+        while True:
+            await teller.look()
+            await asyncio.sleep(BEATS_S)
+    finally:
+        telling.cancel()
+
+
 def _said_ago(text: str) -> float:
     return time.time() - float(text.rsplit(" ", 1)[-1])
 
@@ -132,9 +159,9 @@ def _said_ago(text: str) -> float:
 async def _read(live: LiveEvents, watched: Watched) -> None:
     async with live.watch() as watcher:
         while True:
-            envelope: Envelope = await watcher.next()
-            if isinstance(envelope.event, UtteranceSpoken):
-                watched.to_redis.append(_said_ago(envelope.event.text))
+            came = await watcher.next()
+            if isinstance(came, Envelope) and isinstance(came.event, UtteranceSpoken):
+                watched.to_redis.append(_said_ago(came.event.text))
 
 
 async def _watch(port: int, token: str, watched: Watched) -> None:
@@ -154,8 +181,10 @@ async def _stream(port: int, token: str, watched: Watched) -> None:
         if (status := await reader.readline()).split()[1:2] != [b"200"]:
             raise ConnectionError(f"a dashboard's stream isn't there: {status.decode()}")
         while line := await reader.readline():
-            if line.startswith(b"data: ") and (message := json.loads(line[6:]))["type"] == "utterance":
+            message = json.loads(line[6:]) if line.startswith(b"data: ") else {}
+            if message.get("type") == "utterance":
                 watched.to_dashboards.append(_said_ago(message["text"]))
+            watched.written += len(message.get("frames", ()))
     finally:
         writer.close()
 

@@ -6,7 +6,7 @@ A binary WebSocket message's first byte is its kind; numbers are little endian, 
     0 open      bridge -> worker  JSON: version, call, lease token, settings, who the agent is
     0 ready     worker -> bridge  JSON: slot, model, frame, codebook counts, largest delay, us to the boundary
     1 audio     both              u32 k, s16le[frame]
-    2 text      worker -> bridge  JSON: a piece, or a finished word with its first and last k
+    2 text      worker -> bridge  JSON: pieces taken and wanted, or a finished word with its first and last k
     3 control   bridge -> worker  JSON: id, action, text, mute, sampling
     3 outcome   worker -> bridge  JSON: id, outcome, first_k, k, why
     5 error     both              JSON: code, text
@@ -37,7 +37,8 @@ MAX_HISTORY_STEPS = 65536
 MAX_BYTES = 16 * 2**20  # of any message; the WebSockets of both sides are opened with it
 MAX_LINE = 2000  # characters of a line to say
 MAX_ROLE = 4000  # of an agent's role
-FORCED, MUTED = 0x10, 0x20  # in a step's mode, beside the text mode: its token was forced, its codes silence's
+TEXT_MODE, FORCED, MUTED = 0x0F, 0x10, 0x20  # in a step's mode: what was barred, a forced token, silence's codes
+EPAD, PAD = 0, 3  # in a step's text: the next frame begins a word; none begins
 NO_CODE = 65535  # in a step's u16 codes: there was none
 PATH = "/api/call"
 
@@ -135,7 +136,8 @@ class Audio:
 
 @dataclass(frozen=True)
 class Text:
-    """One token's piece (`sampled`: the piece that the model would have taken), or a finished word."""
+    """One token's piece and the one that the model would have taken (`sampled`), either of which may be none, before
+    its step; or a finished word, after it."""
 
     k: FrameIndex
     speaker: Literal["agent", "caller"]

@@ -22,6 +22,7 @@ from calls.controls import Control, ControlInbox, Result
 from calls.events import CallReceived, EndReason, Transport
 from calls.live import EventWriter
 from calls.log_context import current_call
+from calls.monologues import MonologueTeller, Told
 from calls.routing import BridgeRegistry, Router, RoutingUnavailable
 from calls.settings import Settings
 from calls.state import State
@@ -70,6 +71,7 @@ class CallBridge:
         self._afterwards = EventWriter(redis, f"{self.name}-recordings", kept_events=settings.kept_events)
         self._recordings = Keeper(Storage(settings.recordings), settings.recording_codec, self._afterwards)
         self._controls = ControlInbox(redis, self.name)
+        self._monologues = MonologueTeller(redis)
         self._configuration = Follower(redis, settings)
         self._taps = TapServer(secret, self._taps_of)
         self._replying: set[asyncio.Task[None]] = set()
@@ -123,6 +125,7 @@ class CallBridge:
         sending = [asyncio.create_task(writer.run()) for writer in writers]
         beating = asyncio.create_task(self._heart())
         controlling = asyncio.create_task(self._take_controls())
+        telling = asyncio.create_task(self._monologues.run(self._written))
         await self._stop.wait()
         await self._drain()
         if unkept := await self._recordings.drain(RECORDINGS_DRAIN_S):
@@ -133,9 +136,10 @@ class CallBridge:
         self._over.set()
         await self._traces.close()
         await self._taps.close()
-        for task in (*sending, controlling, self._following):
+        for task in (*sending, controlling, telling, self._following):
             task.cancel()
-        await asyncio.wait((*sending, beating, controlling, self._following, *self._replying), timeout=LAST_WORDS_S)
+        await asyncio.wait((*sending, beating, controlling, telling, self._following, *self._replying),
+                           timeout=LAST_WORDS_S)
         with contextlib.suppress(RoutingUnavailable):
             await self._registry.leave(self.name)
 
@@ -149,6 +153,12 @@ class CallBridge:
         await self._registry.beat(self.name, self.protocol, len(self._calls), capacity, self._taps.url)
         with contextlib.suppress(RedisError, OSError):  # then they can't be reached, which the beat has told
             await self._controls.here([call.session.call for call in self._calls], self._settings.expiry_s)
+            await self._monologues.look()
+
+    def _written(self) -> Told:
+        """By all its calls' agents since the last time."""
+        lasts = {call.session.call: call.session.talk.written for call in self._calls if call.session.talk is not None}
+        return {id: frames for id, last in lasts.items() if last is not None and (frames := last.take())}
 
     def _taps_of(self, id: str) -> Taps | None:
         """Of a call that talks."""

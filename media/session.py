@@ -133,7 +133,7 @@ class Session:
         self._codec = ""
         self._answered_at: datetime | None = None
         self._frames_waiting = asyncio.Event()
-        self._talk: Talk | None = None  # once a worker is ready
+        self.talk: Talk | None = None  # once a worker is ready
         self._closing: asyncio.Task[None] | None = None
         self._controls = CallControls(
             send=self._send_control, emit=self._emit,
@@ -264,7 +264,7 @@ class Session:
             return
         self.state = advance(self.state, Signal.WORKER_READY)
         self._fence = lease.fence
-        self._talk = Talk(link.ready, self._settings.kept_steps, self._latency)
+        self.talk = Talk(link.ready, self._settings.kept_steps, self._latency)
         self._listener = self._spawn(self._listen())
         self._renewing = self._spawn(self._worker.keep(self._lease_lost))
         self._emit(CallLeased(lease.model, lease.worker, lease.epoch))
@@ -273,16 +273,16 @@ class Session:
 
     async def _pump(self, crossing: Crossing) -> None:
         """The caller's frames to the worker; with each, what has been heard by now becomes events."""
-        assert self._talk is not None
+        assert self.talk is not None
         while True:
             await self._frames_waiting.wait()
             self._frames_waiting.clear()
             self._say_answered(crossing)
             for frame in crossing.take():
-                self._talk.conceal(frame.silent_chunks if frame.k else 0)  # those before the answer are none
+                self.talk.conceal(frame.silent_chunks if frame.k else 0)  # those before the answer are none
                 if self.state is State.TALKING:
                     await self._moves.send(frame)
-            self._emit_all(self._talk.advance(crossing))
+            self._emit_all(self.talk.advance(crossing))
             self._take_tape()
             turns = self._tape.turns
             if not self.taps.talker:  # who decides meanwhile what is done
@@ -290,8 +290,8 @@ class Session:
             self._say_measured()
 
     def _lease_lost(self) -> None:
-        if self._worker.link is not None and self._talk is not None:
-            self._moves.leave(self._worker.link, LEASE_LOST, self._talk.token_log)
+        if self._worker.link is not None and self.talk is not None:
+            self._moves.leave(self._worker.link, LEASE_LOST, self.talk.token_log)
 
     async def _send_control(self, control: wire.Control) -> bool:
         link = self._worker.link
@@ -321,8 +321,8 @@ class Session:
     def _say_measured(self, *, now: bool = False) -> None:
         if now or self._loop.time() - self._measured_at >= MEASURED_EVERY_S:
             self._measured_at = self._loop.time()
-            assert self._talk is not None
-            self._emit(CallMeasured((*self._talk.measures(), *self._tape.turns.measures())))
+            assert self.talk is not None
+            self._emit(CallMeasured((*self.talk.measures(), *self._tape.turns.measures())))
             self.taps.tell()
 
     def _say_answered(self, crossing: Crossing) -> None:
@@ -353,9 +353,9 @@ class Session:
 
     async def _take_from(self, link: WorkerLink) -> None:
         """Its frames to the playout, its controls' outcomes, and what is kept of the talk. Raises WorkerLost."""
-        assert self._talk is not None
+        assert self.talk is not None
         async for message in link.messages():
-            self._emit_all(self._talk.came(message, self._loop.time()))
+            self._emit_all(self.talk.came(message, self._loop.time()))
             match message:
                 case wire.Audio(k, pcm):
                     if self._crossing is not None:
@@ -367,15 +367,15 @@ class Session:
                 case wire.Step():
                     self.line.stepped(message)
                 case wire.Leave(reason):
-                    self._moves.leave(link, reason.name.lower(), self._talk.token_log)
+                    self._moves.leave(link, reason.name.lower(), self.talk.token_log)
             self._moves.came(message)
 
     async def _move(self, lost: WorkerLost) -> bool:
         """Go on at another worker, with what the caller has heard by now; False where there is none."""
-        assert self._talk is not None
+        assert self.talk is not None
         if self._crossing is not None:
-            self._emit_all(self._talk.advance(self._crossing))
-        return await self._moves.lost(lost, self._talk.token_log)
+            self._emit_all(self.talk.advance(self._crossing))
+        return await self._moves.lost(lost, self.talk.token_log)
 
     # its end
 
@@ -427,13 +427,13 @@ class Session:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)
         if crossing is not None:
-            assert self._talk is not None
+            assert self.talk is not None
             self._say_answered(crossing)
-            self._emit_all(self._talk.advance(crossing))
+            self._emit_all(self.talk.advance(crossing))
             crossing.close()
             self._take_tape()
-        if self._talk is not None:
-            self._emit_all(self._talk.finish())
+        if self.talk is not None:
+            self._emit_all(self.talk.finish())
         self.taps.end()
         self._controls.end()
         if self._answered_at is not None:
@@ -442,8 +442,8 @@ class Session:
         if self._renewing is not None:
             await asyncio.wait((self._renewing,), timeout=LAST_RENEWAL_S)
         await self._worker.release()
-        if self._talk is not None and self._answered_at is not None:
-            await self._talk.write(self._settings.data_dir, self.call, self.model, self._answered_at.isoformat())
+        if self.talk is not None and self._answered_at is not None:
+            await self.talk.write(self._settings.data_dir, self.call, self.model, self._answered_at.isoformat())
         await self._tape.keep()
 
     async def _leave_worker(self) -> None:

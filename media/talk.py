@@ -8,6 +8,7 @@ from pathlib import Path
 
 from calls import wire
 from calls.events import Measure, UtteranceSpoken
+from calls.monologues import LastWritten
 from media.audio import CHUNK_S, SAMPLE_RATE
 from media.crossing import Crossing
 from media.latency import Latency
@@ -24,6 +25,7 @@ class Talk:
     def __init__(self, ready: wire.Ready, kept_steps: int, latency: Latency) -> None:
         self.token_log = TokenLog(ready.layout, kept_steps)
         self._utterances = Utterances(ready.largest_delay)
+        self.written = LastWritten() if ready.generated_codebooks else None  # else the model writes nothing
         self._latency, self._concealed = latency, 0
 
     def came(self, message: object, now: float) -> list[UtteranceSpoken]:
@@ -33,8 +35,12 @@ class Talk:
                 self._latency.back(k, now)
             case wire.Step():
                 self.token_log.add(message)
+                if self.written is not None:
+                    self.written.step(message)
                 self._latency.stepped(message.k, message.us_waited / 1e6, message.us_in_step / 1e6)
             case wire.Text():
+                if self.written is not None:
+                    self.written.text(message)
                 return self._utterances.take(message)
         return []
 

@@ -73,9 +73,10 @@ class Api:
             writer.close()
 
     @asynccontextmanager
-    async def live(self, key: str | None = "both", call: str = "call-1") -> AsyncIterator[ClientConnection]:
+    async def live(self, key: str | None = "both", call: str = "call-1", query: str = ""
+                   ) -> AsyncIterator[ClientConnection]:
         headers = {} if key is None else {"Authorization": f"Bearer {self.keys.get(key, key)}"}
-        url = f"ws://127.0.0.1:{self.port}/api/v1/calls/{call}/live"
+        url = f"ws://127.0.0.1:{self.port}/api/v1/calls/{call}/live{query}"
         async with connect(url, additional_headers=headers, proxy=None) as socket:
             yield socket
 

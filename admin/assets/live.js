@@ -3,15 +3,17 @@ import { clock, element, twice } from './common.js';
 import { Line } from './listen.js';
 
 const FRAME_S = 0.08;
-const LINES = 60, CHIPS = 6; // that a card keeps
+const LINES = 60, CHIPS = 6, FRAMES = 64; // that a card keeps
 const OVER_S = 20; // for which a call that has ended stays
 const TRANSPORTS = { sip: 'phone', webrtc: 'browser', chat: 'Moshi client' };
 const ACTS = { s: 'speak', h: 'hold', m: 'mute', r: 'release', p: 'record', x: 'hang_up', l: 'listen', o: 'talk' };
 const TALKS_WITHIN_MS = 5000; // or the microphone is closed again
+const NAMES = { pad: 'PAD', epad: 'EPAD', other: 'no text' }, SIGNS = { pad: '\u00b7', epad: '\u25b8', other: '\u2205' };
+const WORD_MARK = '\u2581'; // before a word's first piece
 const EAR = { connecting: 'Connecting …', listening: 'You hear both sides; nobody hears you.', talking: 'You talk to the caller; the agent is silent.' };
 
 const token = document.querySelector('meta[name=form-token]').content;
-const [state, none, keys, spoken, list] = ['state', 'none', 'keys', 'spoken', 'calls'].map((id) => document.getElementById(id));
+const [state, none, keys, legend, spoken, list] = ['state', 'none', 'keys', 'legend', 'spoken', 'calls'].map((id) => document.getElementById(id));
 const cards = new Map();
 let ahead_s = 0; // of the server's clock
 let ear = null; // on one call at a time
@@ -31,6 +33,7 @@ class Card {
     this.paused = false;
     this.shown_s = now_s();
     this.talker = '';
+    this.written_k = -1;
     this.tell();
     this.find('.caller').href = `/admin/calls/${encodeURIComponent(call.id)}`;
     this.log.append(element('p', 'nothing', 'Nobody has spoken yet.'));
@@ -120,6 +123,19 @@ class Card {
       this.lines.delete(oldest);
     }
     if (follows) this.log.scrollTop = this.log.scrollHeight;
+  }
+
+  // The model's own text: a cell for each step; below what was forced or barred stands what it wanted.
+  monologue(frames) {
+    const tape = this.find('.tape');
+    for (const frame of frames) {
+      if (frame.k <= this.written_k) continue; // told twice
+      this.written_k = frame.k;
+      tape.append(cell(frame));
+      this.find('.writes').textContent = inWords(frame);
+    }
+    while (tape.childElementCount > FRAMES) tape.firstElementChild.remove();
+    this.find('.monologue').hidden = false;
   }
 
   control({ id, action, text, mute, by, outcome, first_k: k, why }) {
@@ -240,6 +256,36 @@ class Card {
   announce(text) { if (this.root.contains(document.activeElement)) spoken.textContent = text; }
 }
 
+const isAgainst = ({ how, token, piece, wanted, wanted_piece: other }) => how !== 'free' && (token !== wanted || piece !== other);
+const textOf = (piece) => piece.replace(WORD_MARK, '') || '\u2423';
+const named = (token, piece) => (token === 'piece' ? `\u201c${textOf(piece)}\u201d` : NAMES[token]);
+
+function cell(frame) {
+  const { token, piece, how, muted, wanted, wanted_piece: other } = frame;
+  const root = element('li', [token, how, muted && 'muted', piece.startsWith(WORD_MARK) && 'begins'].filter(Boolean).join(' '));
+  root.append(...signs(token, piece), ...(how === 'free' ? [] : [element('span', 'unseen', ` ${how}`)]));
+  if (isAgainst(frame)) {
+    const below = element('small');
+    below.append(element('span', 'unseen', ', wanted '), ...signs(wanted, other));
+    root.append(below);
+  }
+  return root;
+}
+
+// A token as one sees it, and as it is read out.
+function signs(token, piece) {
+  if (token === 'piece') return [element('span', 'took', textOf(piece))];
+  const sign = element('span', 'took', SIGNS[token]);
+  sign.setAttribute('aria-hidden', 'true');
+  return [sign, element('span', 'unseen', NAMES[token])];
+}
+
+function inWords(frame) {
+  const { token, piece, how, muted, wanted, wanted_piece: other } = frame;
+  return [named(token, piece), how !== 'free' && how, muted && 'muted', isAgainst(frame) && `wanted ${named(wanted, other)}`]
+    .filter(Boolean).join(', ');
+}
+
 // What a script of ours asks: GET without a body, POST with one. Throws an Error to read.
 async function ask(path, body) {
   let answer;
@@ -275,6 +321,7 @@ function count() {
   state.textContent = running === 1 ? '1 call' : `${running} calls`;
   none.hidden = cards.size > 0;
   if (keys) keys.hidden = cards.size === 0;
+  legend.hidden = ![...cards.values()].some(({ written_k: k }) => k >= 0);
 }
 
 const TAKE = {
@@ -297,6 +344,7 @@ const TAKE = {
   ended({ call, at, reason }) { change(call, { ended_at: at, end_reason: reason }); },
   utterance({ call, ...said }) { cards.get(call)?.utterance(said); },
   control({ call, ...done }) { cards.get(call)?.control(done); },
+  monologue({ call, frames }) { cards.get(call)?.monologue(frames); },
   signed_out: signIn,
   running({ calls }) {
     const there = new Set(calls);

@@ -16,7 +16,9 @@ from redis.exceptions import RedisError
 
 from calls.connect import open_redis
 from calls.events import CallAnswered, Envelope, decode
+from calls.follow import LiveEvents
 from calls.live import EventReader, EventWriter
+from calls.monologues import WATCHED, Batch, MonologueTeller, Written
 from calls.routing import BridgeRegistry, Heartbeat, Router, WorkerRegistry, health
 
 
@@ -87,3 +89,16 @@ async def test_leases_health_and_events_work_on_a_redis_cluster(cluster: Redis) 
     await reader.close()
     await writer._forget_saved()
     assert writer.unsaved == 0
+
+    live, teller = LiveEvents(cluster), MonologueTeller(cluster)
+    async with live.watch("call {1}", monologue=True) as watcher, asyncio.timeout(30):
+        while not await cluster.exists(WATCHED):
+            await asyncio.sleep(0.05)
+        await teller.look()
+        frames = (Written(1, "pad", "", "free", False, "pad", ""),)
+        telling = asyncio.create_task(teller.run(lambda: {"call {1}": frames}))
+        while not isinstance(came := await watcher.next(), Batch):
+            pass
+        assert came.calls == {"call {1}": frames}
+        telling.cancel()
+    await live.close()
