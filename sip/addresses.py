@@ -10,7 +10,7 @@ LONGEST_ADDRESS = 256
 _PRIVATE = tuple(map(ipaddress.IPv4Network, ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")))
 _BRACKETED = re.compile(r"<\s*(sips?:[^>\s]+)\s*>", re.IGNORECASE)
 _BARE = re.compile(r"(sips?:[^\s;>]+)", re.IGNORECASE)
-_REQUEST_LINE = re.compile(r"[A-Z]+ (sips?:\S+) SIP/2\.0\r?\n", re.IGNORECASE)
+_REQUEST_LINE = re.compile(r"[A-Z]+ +(sips?:\S+) +SIP/2\.0\r?\n", re.IGNORECASE)
 _SOURCE = re.compile(r"^x-tandem-source[ \t]*:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 _CALL_ID = re.compile(r"^(?:call-id|i)[ \t]*:[ \t]*(\S+)", re.IGNORECASE | re.MULTILINE)
 

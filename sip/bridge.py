@@ -33,6 +33,7 @@ from sip.endpoint import Endpoint, EndpointSettings
 from sip.leg import Leg
 from sip.outbound import OutboundCall
 from sip.trunks import Trunks
+from sip.wellformed import malformed
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,9 @@ class Bridge(CallBridge):
         source = source_of(message, str(prm.rdata.srcAddress), self._place.edge)
         caller = address_of(str(leg.getInfo().remoteUri))
         telephony = self._telephony
-        refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else screening.screened(
-            telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC))
+        refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else (
+            malformed(message) or screening.screened(
+                telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC)))
         if refusal is None:
             leg.ring()
         self._loop.call_soon_threadsafe(self._take, leg, message, caller, telephony.trunk_from(source), refusal)

@@ -11,6 +11,7 @@ import ctypes
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from calls.priority import MEDIA, before_others
 from media.audio import CHUNK_S, SAMPLE_RATE
 from sip.addresses import EndpointError, check_host
 from sip.port_pool import PortPool, UnknownBuild
+from sip.unhandled import Unhandled
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ CODECS = ("G722/16000/1", "PCMU/8000/1", "PCMA/8000/1")  # best first
 ASKED_CALLS = 32  # the build clamps it to what it can carry
 SWITCH_INTERVAL_S = 0.0005  # with Python's 5 ms a busy thread here cost the media clock a tenth of its ticks
 SAME_PORT_ATTEMPTS = 20  # for a UDP port that is free for TCP too, where any will do
+MOST_LOGGED_A_SECOND = 5
 _WARNING_LEVEL = 2  # pjlib's: 1 errors, 2 warnings, from 4 on whole SIP messages
 
 
@@ -45,11 +48,21 @@ class EndpointSettings:
 
 
 class _Log(pj.LogWriter):  # type: ignore[misc]
-    """The library's warnings and errors, into ours."""
+    """The library's warnings and errors, into ours: of each the first line, as others may be a stranger's message with
+    whatever is in it, and so many a second, as strangers may send more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second, self._written = 0, 0
 
     def write(self, entry: pj.LogEntry) -> None:
-        level = logging.ERROR if entry.level <= 1 else logging.WARNING
-        log.log(level, "pjsip: %s", " ".join(entry.msg.split()))
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._written = second, 0
+        self._written += 1
+        if self._written <= MOST_LOGGED_A_SECOND:
+            level = logging.ERROR if entry.level <= 1 else logging.WARNING
+            log.log(level, "pjsip: %.300s", entry.msg.strip().partition("\n")[0].strip())
 
 
 class _Endpoint(pj.Endpoint):  # type: ignore[misc]
@@ -74,6 +87,7 @@ class Endpoint:
         self._library: _Endpoint
         self._tls = False
         self._log_writer: _Log
+        self._unhandled: Unhandled
         self.ports: PortPool
         self.waiting_tone: pj.AudioMedia  # for callers who wait, all the time
 
@@ -132,6 +146,10 @@ class Endpoint:
         library.libCreate()
         library.libInit(self._config())
         self.capacity = calls_of_build()
+        try:
+            self._unhandled = Unhandled(ctypes.CDLL(pj._pjsua2.__file__))
+        except (AttributeError, OSError) as error:
+            raise EndpointError(f"pjsua2: this build won't do: {error}") from None
         library.audDevManager().setNullDev()
         self._listen(library)
         library.libStart()
@@ -144,7 +162,7 @@ class Endpoint:
         config = pj.EpConfig()
         self._log_writer = _Log()
         config.logConfig.level = _WARNING_LEVEL
-        config.logConfig.consoleLevel = 0
+        config.logConfig.consoleLevel = _WARNING_LEVEL
         config.logConfig.msgLogging = 0
         config.logConfig.writer = self._log_writer
         config.uaConfig.maxCalls = ASKED_CALLS

@@ -12,6 +12,9 @@ from sip.addresses import EndpointError, check_host
 
 WRONG_PASSWORDS = 20  # of one address within ten minutes, before it is banned
 UNACKNOWLEDGED = 4  # answered calls of one address that it hasn't acknowledged, before it gets no more
+MALFORMED = 20  # messages of one address that aren't SIP, within ten minutes, before it is banned
+LONGEST = 4000  # octets of a message that the SIP library takes (PJSIP_MAX_PKT_LEN)
+ADDED = 600  # that Via, Record-Route and rtpengine's lines make of it, at most
 TRUNKS_TIMES = 20  # as many requests may trunks send
 
 
@@ -40,6 +43,9 @@ class Edge:
     retry_after_s: int
 
     wrong_passwords = WRONG_PASSWORDS
+    malformed = MALFORMED
+    longest = LONGEST
+    long = LONGEST - ADDED
     unacknowledged = UNACKNOWLEDGED
 
     @property
