@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from admin.access import Access
 from admin.api_calls import download, give
+from admin.charts import histogram, lines
 from admin.listening import Listening
 from admin.live import LiveStreams
 from admin.messages import as_json, parsed, read_json
@@ -27,6 +28,7 @@ from admin.sound import sound
 from admin.timeline import story, timeline
 from calls.events import HOPS, TURNS, EndReason
 from calls.findings import findings_of
+from calls.latencies import CARRIERS, MEASURED, MOST_CALLS, PERIODS, Wanted
 from calls.reports import RUNNING, CallFilter
 from calls.settings import Settings
 
@@ -150,11 +152,24 @@ class Dashboard:
 
     async def _latency(self, request: Request) -> Response:
         visitor = await self._sign_in.visitor(request)
+        asked = request.query_params
+        wanted = Wanted(
+            _one_of(asked.get("measure", ""), MEASURED) or "response", _one_of(asked.get("period", ""), tuple(PERIODS))
+            or "day", *(asked.get(name, "")[:256] for name in CARRIERS))
+        report = await self._service.latencies(visitor.actor, wanted)
+
+        def link(**changed: str) -> str:
+            """This page, with something else asked for."""
+            query = {name: value for name, value in {**asdict(wanted), **changed}.items() if value}
+            return f"/admin/latency?{urlencode(query)}"
+
         found: dict[str, dict[str, Mapping[str, Any]]] = {}
         for one in await self._service.latency(visitor.actor):
             found.setdefault(one.protocol, {})[one.name] = asdict(one)
-        return visitor.page("latency.html", "Latency", found=found, hops=HOPS, turns=TURNS, meanings=MEANINGS,
-                     protocols=PROTOCOLS)
+        return visitor.page(
+            "latency.html", "Latency", found=found, hops=HOPS, turns=TURNS, meanings=MEANINGS, protocols=PROTOCOLS,
+            report=report, wanted=wanted, link=link, periods=tuple(PERIODS), carriers=CARRIERS,
+            histogram=histogram(report.spread), lines=lines(report.moments, report.until), most_calls=MOST_CALLS)
 
     async def _workers(self, request: Request) -> Response:
         visitor = await self._sign_in.visitor(request)

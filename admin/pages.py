@@ -51,7 +51,9 @@ def _clock(seconds: float | None) -> str:
 
 
 def _ms(seconds: float | None) -> str:
-    return "–" if seconds is None else f"{1000 * seconds:.0f}"
+    if seconds is None:
+        return "–"
+    return f"{1000 * seconds:.{1 if 0 < seconds < 0.01 else 0}f}"
 
 
 def _words(name: str | None) -> str:

@@ -24,6 +24,7 @@ from calls.controls import Control, ControlRefused, Controls, NoSuchCall, Result
 from calls.erasing import Erasing
 from calls.events import Measure
 from calls.follow import LiveEvents, Watcher
+from calls.latencies import Report, Wanted, report
 from calls.operators import OperatorRefused, OperatorRow, Operators, Role
 from calls.paging import BadCursor
 from calls.reports import CallFilter, Latency, Listed, Reports
@@ -237,6 +238,11 @@ class Service:
     async def latency(self, actor: Actor) -> tuple[Latency, ...]:
         actor.must(Permission.SEE)
         return await self._reports.latency()
+
+    async def latencies(self, actor: Actor, chosen: Wanted) -> Report:
+        """One measure over a period. The measure and the period are such as there are."""
+        actor.must(Permission.SEE)
+        return await report(self._store, chosen)
 
     async def fleet(self, actor: Actor) -> Health:
         """Bridges and workers that live now."""

@@ -115,9 +115,16 @@ class UtteranceSpoken:
         return " ".join(word.text for word in self.words)
 
 
+# By which durations are counted: those below each and not below the one before, and at last the rest.
+BINS_S = (0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.012, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05,
+          0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.14, 0.16, 0.18, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8,
+          0.9, 1.0, 1.2, 1.5, 2.0)
+
+
 @dataclass(frozen=True)
 class Measure:
-    """A duration, or how often something happened: quantiles are None where there are none."""
+    """A duration, or how often something happened: where there are no quantiles they are None, and `bins` (how many
+    there were, by BINS_S) is empty."""
 
     name: str
     count: int
@@ -125,6 +132,7 @@ class Measure:
     p50_s: float | None
     p95_s: float | None
     p99_s: float | None
+    bins: tuple[int, ...] = ()
 
 
 # What is measured: of frames, from the caller's last sample to the agent's first (media/latency.py); of turns

@@ -319,9 +319,9 @@ class Store:
     async def measures(self, call: str) -> dict[str, Measure]:
         """What was measured of a call, by its name."""
         query = select(CallMeasure.name, CallMeasure.count, CallMeasure.total_s, CallMeasure.p50_s, CallMeasure.p95_s,
-                       CallMeasure.p99_s).where(CallMeasure.call_id == clean(call))
+                       CallMeasure.p99_s, CallMeasure.bins).where(CallMeasure.call_id == clean(call))
         async with self.transaction() as connection:
-            return {row[0]: Measure(*row) for row in await connection.execute(query)}
+            return {row[0]: Measure(*row[:-1], tuple(row[-1] or ())) for row in await connection.execute(query)}
 
     async def search(self, text: str, limit: int = 50, before: str | None = None) -> tuple[Match, ...]:
         """Utterances that hold the words of `text` (quotes, `or` and `-` as in web searches), newest calls

@@ -168,7 +168,8 @@ async def _write_utterances(connection: AsyncConnection, envelopes: Iterable[Env
 
 
 async def _write_measures(connection: AsyncConnection, envelopes: Iterable[Envelope]) -> None:
-    values = [{"call_id": call, **vars(measure), "name": clean(measure.name), "version": _version(each)}
+    values = [{"call_id": call, **vars(measure), "name": clean(measure.name), "bins": list(measure.bins) or None,
+               "version": _version(each)}
               for call, each in _newest(envelopes, CallMeasured)
               if isinstance(each.event, CallMeasured) for measure in each.event.measures]
     await _write_newest(connection, CallMeasure, (CallMeasure.call_id, CallMeasure.name), values)

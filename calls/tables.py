@@ -142,6 +142,7 @@ class CallMeasure(Base):
     p50_s: Mapped[float | None]
     p95_s: Mapped[float | None]
     p99_s: Mapped[float | None]
+    bins: Mapped[list[int] | None] = mapped_column(ARRAY(Integer))  # by calls.events.BINS_S
     version: Mapped[list[int]] = mapped_column(Version)
 
     __table_args__ = (CheckConstraint("count >= 0 AND total_s >= 0", name="measures_sizes"),)

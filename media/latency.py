@@ -10,10 +10,11 @@ durations. Durations are kept as histograms, so that a call of hours takes no mo
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from calls.events import HOPS, Measure
+from calls.events import BINS_S, HOPS, Measure
 
 FRAMES_ON_THEIR_WAY = 64  # whose marks are kept until they are complete; about 5 s
 _BIN_S, _BINS = 0.0005, 4000  # half a millisecond, up to 2 s: what takes longer counts as that
@@ -46,7 +47,14 @@ class Histogram:
 
     def measure(self, name: str) -> Measure:
         p50, p95, p99 = map(self.quantile, QUANTILES)
-        return Measure(name, self.count, round(self.total_s, 4), p50, p95, p99)
+        return Measure(name, self.count, round(self.total_s, 4), p50, p95, p99, self._coarse() if self.count else ())
+
+    def _coarse(self) -> tuple[int, ...]:
+        """By BINS_S."""
+        bins = [0] * (len(BINS_S) + 1)
+        for place, count in self._bins.items():
+            bins[bisect_right(BINS_S, (place + 0.5) * _BIN_S)] += count
+        return tuple(bins)
 
 
 @dataclass

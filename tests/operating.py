@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from axe_playwright_python.base import AXE_SCRIPT
 from browsers import LONGEST_S, WATCH, Web
@@ -48,8 +50,9 @@ async def operating(web: Web, browser: Browser, name: str, role: Role) -> AsyncI
         await context.close()
 
 
-async def finds_nothing(page: Page, where: str) -> None:
-    """Let axe-core look at the page, in both colour schemes, at a desk's and a phone's width."""
+async def finds_nothing(page: Page, where: str, pictures: Path | None = None) -> None:
+    """Let axe-core look at the page, in both colour schemes, at a desk's and a phone's width; with a folder for
+    `pictures` also take one of each."""
     await page.evaluate(AXE_SCRIPT)
     for scheme, width in (("light", 1440), ("dark", 400)):
         await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
@@ -58,6 +61,13 @@ async def finds_nothing(page: Page, where: str) -> None:
         assert not found, [(where, scheme, each["id"], node["html"], node["failureSummary"])
                            for each in found for node in each["nodes"]]
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (where, width)
+    if pictures is not None:
+        for scheme in ("light", "dark"):
+            for width in (1440, 400):
+                await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                await page.set_viewport_size({"width": width, "height": 900})
+                name = re.sub(r"\W+", "-", where).strip("-")
+                await page.screenshot(path=pictures / f"{name}-{scheme}-{width}.png", full_page=True)
 
 
 async def presses(within: Locator, name: str) -> None:

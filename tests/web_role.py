@@ -29,6 +29,8 @@ async def serving(redis_url: str, database_url: str = NO_DATABASE, *, proxies: s
     async with asyncio.timeout(10):
         while not server.started:
             await asyncio.sleep(0.01)
-    yield port
-    server.should_exit = True
-    await running
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await running

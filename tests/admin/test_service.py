@@ -13,6 +13,7 @@ from admin.service import ROLES, SCOPES, Actor, NotAllowed, Permission, Service,
 from calls.api_keys import ApiKeys, Scope
 from calls.audit import Audit
 from calls.controls import Control
+from calls.latencies import Wanted
 from calls.operators import Role
 from calls.reports import CallFilter
 from calls.store import Store
@@ -20,7 +21,7 @@ from calls.store import Store
 NEEDS = {
     "calls": Permission.SEE, "search": Permission.SEE, "call": Permission.SEE, "running": Permission.SEE,
     "follow": Permission.SEE, "transcript": Permission.SEE, "recording": Permission.SEE, "latency": Permission.SEE,
-    "fleet": Permission.SEE, "give": Permission.ACT, "erase": Permission.ERASE,
+    "latencies": Permission.SEE, "fleet": Permission.SEE, "give": Permission.ACT, "erase": Permission.ERASE,
     "keys": Permission.KEYS, "make_key": Permission.KEYS,
     "revoke_key": Permission.KEYS, "operators": Permission.OPERATORS, "make_operator": Permission.OPERATORS,
     "disable_operator": Permission.OPERATORS, "audit": Permission.AUDIT,
@@ -28,7 +29,7 @@ NEEDS = {
 GIVEN: dict[str, Any] = {
     "wanted": CallFilter(), "limit": 10, "before": None, "words": "x", "id": "none", "kind": "csv",
     "control": Control("none", "speak"), "name": "new", "scopes": (Scope.READ,), "password": "correct horse battery",
-    "role": Role.VIEWER,
+    "role": Role.VIEWER, "chosen": Wanted(),
 }
 
 

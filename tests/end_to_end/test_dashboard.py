@@ -211,12 +211,9 @@ async def test_the_web_role_starts_again_and_the_page_comes_back_to_a_call_that_
         await reads(card, "ended: caller hung up")
 
 
-async def test_axe_finds_nothing_on_any_page_of_an_admins(web: Web, deaf_browser: Browser) -> None:
+async def test_axe_finds_nothing_where_a_second_factor_and_a_webhook_are_made(web: Web, deaf_browser: Browser) -> None:
     async with operating(web, deaf_browser, "root", Role.ADMIN) as (page, complaints):
-        for name in ("agents", "agents/agent", "telephony", "retention", "webhooks", "keys", "operators", "audit",
-                     "latency", "workers", "account"):
-            await page.goto(f"{web.origin}/admin/{name}")
-            await finds_nothing(page, name)
+        await page.goto(f"{web.origin}/admin/account")
         await page.locator("form[action$=second-factor]").get_by_label("Your password").fill(PASSWORD)
         await presses(page.locator("main"), "Set it up")
         await page.get_by_role("img", name="QR code").wait_for()
