@@ -1,9 +1,10 @@
-"""The command line's groups `agent`, `number` and `retention`: who answers calls, and for how long they are kept."""
+"""The command line's groups `agent`, `number`, `retention` and `webhook`: who answers calls, for how long they are
+kept, and who is told of them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +18,12 @@ number = typer.Typer(help="Numbers, and the agents that they reach.", no_args_is
 retention = typer.Typer(help="How long calls are kept, and what is redacted in them.", no_args_is_help=True,
                         rich_markup_mode=None)
 
+webhook = typer.Typer(help="Webhooks: programs that are told what happens in calls.", no_args_is_help=True,
+                      rich_markup_mode=None)
+
 _Name = Annotated[str, typer.Argument(help="an agent's name, from `tandem agent list`")]
+_Webhook = Annotated[str, typer.Argument(help="a webhook's id, from `tandem webhook list`")]
+_Delivery = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="its number, from `tandem webhook deliveries`")]
 _Pattern = Annotated[str, typer.Argument(help="as it is called; * stands for any characters, ? for one")]
 
 
@@ -135,3 +141,56 @@ def retention_run(
     from tandem.retention_commands import run_rules
 
     run_rules(load_settings(), dry_run)
+
+
+@webhook.command("add")
+def webhook_add(
+    url: Annotated[str, typer.Argument(help="where to; https, but to networks in TANDEM_WEBHOOK_NETWORKS")],
+    event: Annotated[list[str], typer.Option(help="call.ended, recording.kept, … (docs/webhooks.md); may be given "
+                                             "again")],
+    description: Annotated[str, typer.Option(help="what for")] = "",
+) -> None:
+    """Make a webhook. Its id and its secret are printed; the secret only this once."""
+    from tandem.webhook_commands import add_webhook
+
+    add_webhook(load_settings(), url, tuple(event), description)
+
+
+@webhook.command("list")
+def webhook_list() -> None:
+    """The webhooks there are, without their secrets."""
+    from tandem.webhook_commands import list_webhooks
+
+    list_webhooks(load_settings())
+
+
+@webhook.command("remove")
+def webhook_remove(id: _Webhook) -> None:
+    """Remove a webhook, with what it was told and would have been."""
+    from tandem.webhook_commands import remove_webhook
+
+    remove_webhook(load_settings(), id)
+
+
+@webhook.command("deliveries")
+def webhook_deliveries(
+    id: _Webhook,
+    number: Annotated[int | None, typer.Argument(min=1, max=2**63 - 1, help="one of them, with its body")] = None,
+    state: Annotated[Literal["pending", "delivered", "failed"] | None, typer.Option(help="only those")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="newest ones")] = 20,
+) -> None:
+    """What a webhook was told and is to be told, a line each; or how one delivery was tried, and what is in it."""
+    from tandem.webhook_commands import list_deliveries, show_delivery
+
+    if number is None:
+        list_deliveries(load_settings(), id, state, limit)
+    else:
+        show_delivery(load_settings(), id, number)
+
+
+@webhook.command("replay")
+def webhook_replay(id: _Webhook, number: _Delivery) -> None:
+    """Have the web role send a delivery again, with the same id."""
+    from tandem.webhook_commands import replay_delivery
+
+    replay_delivery(load_settings(), id, number)

@@ -63,6 +63,13 @@ def shared_secret(settings: Settings) -> str:
     return path.read_text()
 
 
+def sealing_secret(settings: Settings, what: str) -> str:
+    """The same for a command that seals `what` for the roles. Raises UserError where it can't know theirs."""
+    if settings.secret is None and settings.database_url is not None:
+        raise UserError(f"TANDEM_SECRET: {what} are sealed with it, so give the one that the roles have")
+    return shared_secret(settings)
+
+
 async def _run(settings: Settings, redis_url: str, environment: dict[str, str]) -> None:
     stop, hurry = asyncio.Event(), asyncio.Event()
 

@@ -23,7 +23,7 @@ from calls.telephony_store import Outdated, TelephonyStore
 from tandem.call_commands import open_store
 from tandem.control_command import redis_url, whoever_this_is
 from tandem.errors import UserError, told_in_one_line
-from tandem.serve import shared_secret
+from tandem.serve import sealing_secret
 
 MOST_BYTES = 1024 * 1024  # of a document
 POLL_S = 0.3
@@ -52,9 +52,7 @@ def check(path: Path) -> None:
 def save(settings: Settings, path: Path, over: int | None) -> None:
     """Keep a document, and let the SIP processes have it."""
     document = _document(path)
-    if settings.secret is None and settings.database_url is not None:
-        raise UserError("TANDEM_SECRET: passwords are sealed with it, so give the one that the roles have")
-    secret = shared_secret(settings).encode()
+    secret = sealing_secret(settings, "passwords").encode()
 
     async def run() -> None:
         async with open_store(settings) as store:
