@@ -11,7 +11,7 @@ from sqlalchemy import desc, exists, func, select, tuple_
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
 
 from calls.paging import cursor, place
-from calls.searching import has, is_rare
+from calls.searching import has, has_part, is_rare
 from calls.store import CALL_QUERY, CallRow, Match, Store, checked_limit
 from calls.store_writes import clean
 from calls.tables import Call, CallMeasure, Utterance
@@ -126,7 +126,7 @@ def _filtered(wanted: CallFilter, rare: bool = False) -> Any:
             query = query.where(column == clean(value))
     for column, value in ((Call.caller, wanted.caller), (Call.callee, wanted.callee)):
         if value:
-            query = query.where(column.icontains(clean(value), autoescape=True))
+            query = query.where(has_part(column, value))
     if wanted.since is not None:
         query = query.where(Call.received_at >= wanted.since)
     if wanted.until is not None:

@@ -86,6 +86,8 @@ class Call(Base):
                         name="calls_counts"),
         Index("calls_by_time", desc("received_at"), desc("id")),
         Index("calls_running", "received_at", postgresql_where=sql("ended_at IS NULL")),
+        Index("calls_by_caller", sql("trigrams(caller)"), postgresql_using="gin"),  # calls.searching.has_part
+        Index("calls_by_callee", sql("trigrams(callee)"), postgresql_using="gin"),
     )
 
 

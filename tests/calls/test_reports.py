@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import pytest
+from sqlalchemy import desc, insert, select
+from sqlalchemy.dialects.postgresql import dialect
 
 from calls.events import (
     CallAnswered,
@@ -19,7 +21,9 @@ from calls.events import (
     Word,
 )
 from calls.reports import CallFilter, Latency, Reports
+from calls.searching import has_part
 from calls.store import Store
+from calls.tables import Call
 
 AT = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
 
@@ -79,6 +83,34 @@ async def test_a_search_tells_the_first_utterance_that_has_the_words_and_goes_pa
     assert second.match is not None
     assert second.match.start_s == pytest.approx(0.8)
     assert await reports.calls(wanted, 1, second.cursor) == ()
+
+
+@pytest.mark.parametrize(("part", "found"), [
+    ("+4930", "ba"), ("4711", "b"), ("ANN@exa", "c"), ("N@", "dc"), ("%", ""), ("_", ""), ("@example.org", "dc"),
+    ("sip:+49305554711@trunk", "b"), ("47110", ""), ("\0", ""),
+])
+async def test_calls_are_found_by_a_part_of_an_address_whatever_its_case(store: Store, part: str, found: str) -> None:
+    for minute, (call, caller) in enumerate({
+            "a": "sip:+49305550000@trunk", "b": "sip:+49305554711@trunk", "c": "sip:Ann@example.org",
+            "d": "sip:ben@example.org"}.items()):
+        received = CallReceived("sip", "inbound", caller, f"sip:{call}@here", call, "b", "agent")
+        await store.apply([Envelope(call, "b", 1, 1, AT + timedelta(minutes=minute), received)])
+    reports = Reports(store)
+    assert "".join(one.call.id for one in await reports.calls(CallFilter(caller=part))) == found
+    assert [one.call.id for one in await reports.calls(CallFilter(callee="B@HERE"))] == ["b"]
+
+
+async def test_a_part_of_an_address_is_looked_up_and_not_looked_for_in_every_call(store: Store) -> None:
+    async with store.transaction() as connection:
+        await connection.execute(insert(Call), [
+            {"id": f"call-{number}", "received_at": AT + timedelta(seconds=number),
+             "caller": f"sip:caller{number}@example.org"} for number in range(5000)])
+        await connection.exec_driver_sql("ANALYZE calls")
+        query = select(Call.id).where(has_part(Call.caller, "caller4711@")).order_by(desc(Call.received_at)).limit(50)
+        plan = str(query.compile(dialect=dialect(), compile_kwargs={"literal_binds": True})).replace("%", "%%")
+        told = (await connection.exec_driver_sql(f"EXPLAIN {plan}")).scalars().all()
+    assert any("calls_by_caller" in line for line in told), told
+    assert [one.call.id for one in await Reports(store).calls(CallFilter(caller="caller4711@"))] == ["call-4711"]
 
 
 async def test_calls_whose_end_nobody_knows_are_told_apart(reports: Reports) -> None:
