@@ -89,6 +89,20 @@ def sip_edge(
         edge_command.show(settings)
 
 
+@sip.command("banned")
+def sip_banned(
+    lift: Annotated[str, typer.Option(help="an address that is let in again")] = "",
+) -> None:
+    """Which addresses the edge on this machine has banned, why and since when."""
+    from tandem import edge_command
+
+    settings = _start("edge")
+    if lift:
+        edge_command.lift(settings, lift)
+    else:
+        edge_command.show_banned(settings)
+
+
 @db.command("upgrade")
 def db_upgrade() -> None:
     """Bring the database's tables to this version."""

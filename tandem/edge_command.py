@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from redis import Redis
@@ -65,6 +66,21 @@ def run(settings: Settings) -> None:
             log.info("the edge takes calls on %s:%d%s, for %d SIP processes", edge.host, edge.port,
                      f" and, by TLS, {edge.tls_port}" if edge.tls else "", len(edge.processes))
             _follow(edge, folder, document)
+
+
+def show_banned(settings: Settings) -> None:
+    """Print whom the edge takes nothing from, a line each."""
+    with told_in_one_line(remote.EdgeSilent):
+        for ban in remote.bans(folder_of(settings)):
+            left_s = settings.edge_ban_s - (datetime.now(UTC) - ban.since).total_seconds()
+            print(f"{ban.address}  {ban.why}  since {ban.since:%Y-%m-%d %H:%M:%S} UTC, {max(0, round(left_s))} s left")
+
+
+def lift(settings: Settings, address: str) -> None:
+    with told_in_one_line(remote.EdgeSilent):
+        if not remote.lift(folder_of(settings), address):
+            raise UserError(f"{address} isn't banned")
+    print(f"{address} is let in again")
 
 
 def folder_of(settings: Settings) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from calls.settings import PREFIX, Settings, SettingsError, split
 from sip.addresses import EndpointError, check_host
 
-WRONG_PASSWORDS = 20  # of one address within ten minutes, before it is banned
+FAILURES = 20  # wrong passwords, and calls past UNACKNOWLEDGED, of one address within ten minutes, before it is banned
 UNACKNOWLEDGED = 4  # answered calls of one address that it hasn't acknowledged, before it gets no more
 MALFORMED = 20  # messages of one address that aren't SIP, within ten minutes, before it is banned
 LONGEST = 4000  # octets of a message that the SIP library takes (PJSIP_MAX_PKT_LEN)
@@ -42,7 +42,7 @@ class Edge:
     ban_s: int
     retry_after_s: int
 
-    wrong_passwords = WRONG_PASSWORDS
+    failures = FAILURES
     malformed = MALFORMED
     longest = LONGEST
     long = LONGEST - ADDED

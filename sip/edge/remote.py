@@ -7,6 +7,8 @@ import json
 import os
 import secrets
 import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,15 @@ LONGEST_ANSWER = 1 << 20
 
 class EdgeSilent(Exception):
     """A program doesn't answer, or says no."""
+
+
+@dataclass(frozen=True)
+class Ban:
+    """An address from which nothing is taken; `why`: flood, scanner, passwords, unacknowledged, malformed."""
+
+    address: str
+    why: str
+    since: datetime
 
 
 def kamailio(folder: Path, command: str, answer_s: float = ANSWER_S) -> Any:
@@ -37,6 +48,24 @@ def kamailio(folder: Path, command: str, answer_s: float = ANSWER_S) -> Any:
     if "error" in answer:
         raise EdgeSilent(f"Kamailio, {command}: {answer['error'].get('message', answer['error'])}")
     return answer.get("result")
+
+
+def bans(folder: Path) -> list[Ban]:
+    """The newest first; raises EdgeSilent."""
+    found = []
+    for entry in kamailio(folder, "htable.dump ban"):
+        for slot in entry["slot"]:
+            why, _, at = str(slot["value"]).partition(" ")
+            found.append(Ban(str(slot["name"]), why, datetime.fromtimestamp(int(at), UTC)))
+    return sorted(found, key=lambda ban: ban.since, reverse=True)
+
+
+def lift(folder: Path, address: str) -> bool:
+    """Take from this address again; False where it isn't banned. Raises EdgeSilent."""
+    if not any(ban.address == address for ban in bans(folder)):
+        return False
+    kamailio(folder, f"htable.delete ban {address}")
+    return True
 
 
 def rtpengine_answers(host: str, port: int, answer_s: float = 0.5) -> bool:
