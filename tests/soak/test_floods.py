@@ -41,7 +41,7 @@ async def test_a_minute_of_floods_changes_nothing_for_registered_callers(
         await asyncio.to_thread(lambda: attacked.publish(trunks=[]))
         before = await registered_call(attacked, "calm", hello, tmp_path / "calm", CALL_S)
         heard: list[Heard] = []
-        async with (attacking(attacked, "flood", tmp_path, source=FLOODER, rate=1),
+        async with (attacking(attacked, "flood", tmp_path, source=FLOODER, rate=1000),
                     attacking(attacked, "digest_never_acknowledged", tmp_path, "-inf", str(fields), source=SILENT,
                               rate=8)):
             began, used_s = time.monotonic(), _cpu_s(attacked)
