@@ -92,6 +92,7 @@ class DeviceThread:
         self._behind_us = int(BEHIND * period_us)
         self._changed = threading.Condition()  # guards all of the above
         self._stopping = False
+        self._stepping: set[int] = set()  # slots of the step that runs
         self._step_began_us: int | None = None
         self._thread = threading.Thread(target=self._run, name=f"device-{engine.info.name}", daemon=True)
 
@@ -130,15 +131,21 @@ class DeviceThread:
             return seat
 
     def leave(self, seat: Seat) -> int:
-        """Free the seat's slot; returns how many of its frames were dropped. Idempotent."""
+        """Free the seat's slot, at once or as soon as its step is over; returns how many of its frames were dropped.
+        Idempotent."""
         with self._changed:
             if self._seats.get(seat.slot) is not seat:
                 return 0
             del self._seats[seat.slot]
-            self._free.add(seat.slot)
+            if seat.slot not in self._stepping:
+                self._release(seat.slot)
             dropped = self._scheduler.leave(seat.slot)
             self._changed.notify()
             return dropped
+
+    def _release(self, slot: int) -> None:
+        self.engine.release(slot)
+        self._free.add(slot)
 
     def frame(self, seat: Seat, k: int, pcm: bytes, given: Step | None = None) -> int | None:
         """Queue frame k of the seat's call; returns the k of the frame that had to give way, if one had. With
@@ -163,6 +170,7 @@ class DeviceThread:
         try:
             while (collected := self._collect()) is not None:
                 self._step(collected)
+                self._stepped()
         except Exception as error:  # the thread's edge: a step that fails ends the worker, loudly
             log.exception("the engine %s failed", self.engine.info.name)
             self._failed(error)
@@ -177,10 +185,18 @@ class DeviceThread:
                            for slot, frame in zip(slots, self._scheduler.take(slots), strict=True)]
                     for one in due:
                         one.seat.commands.clear()
+                    self._stepping = {one.seat.slot for one in due}
                     return due
                 wait_us = self._scheduler.wait_us(now_us())
                 self._changed.wait(None if wait_us is None else wait_us / 1e6)
             return None
+
+    def _stepped(self) -> None:
+        """Those that left meanwhile free their slots now."""
+        with self._changed:
+            left, self._stepping = self._stepping - self._seats.keys(), set()
+            for slot in left:
+                self._release(slot)
 
     def _step(self, due: list[_Due]) -> None:
         """One step of the seats that are due, each told what its monologue wants."""

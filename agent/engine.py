@@ -7,25 +7,29 @@ pcm ─ encode ─▶ caller codes ─ generate ─▶ text, agent codes ─ ali
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from agent import frames
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
-from agent.moshi.generate import Controls, Generated, History
-from agent.moshi.kv import PLAIN, KVSettings
+from agent.moshi.frame import Frame, Known, Plan
+from agent.moshi.generate import Controls, History
+from agent.moshi.graphs import Capture, Graphs
+from agent.moshi.kv import PLAIN, KVSettings, SlotRows
 from agent.moshi.layers import to_device
-from agent.moshi.prompt import PromptError
+from agent.moshi.prompt import Prompt, PromptError
 from agent.moshi.sampling import tier_of
 from agent.moshi.stages import Stages, bucket_of
-from agent.moshi.transcribe import Transcribed, Transcriber, check_same_codes
+from agent.moshi.transcribe import Transcriber, check_same_codes
 from agent.personas import Personas
 from agent.snapshot import Snapshot
-from agent.step import Bools, Engine, Floats, Ints, ModelInfo, Past, Sampling, StepInputs, StepOutputs, TextMode
+from agent.step import Engine, Floats, Ints, ModelInfo, Past, Sampling, StepInputs, StepOutputs, TextMode
 from calls.wire import Persona
 
 __all__ = [
@@ -40,13 +44,14 @@ class MoshiEngine:
     that hears others. `voices` is a folder of voices, beside those that the checkpoint brings."""
 
     def __init__(self, model: Model, slots: int, stt: Model | None = None, voices: Path | None = None,
-                 kv: KVSettings = PLAIN) -> None:
+                 kv: KVSettings = PLAIN, capture: Capture | None = None) -> None:
+        """With `capture` steps are captured, once `prepare_steps` was called, and replayed."""
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
         self._transcriber: Transcriber | None = None
         if stt is not None:
             check_same_codes(model, stt)
-            self._transcriber = Transcriber(stt.lm, slots)
+            self._transcriber = Transcriber(stt.lm, slots, KVSettings(page=kv.page))
         self.model, self._slots, self.device = model, slots, model.device
         lm, mimi = model.lm.config, model.mimi.config
         self._info = ModelInfo(
@@ -59,7 +64,15 @@ class MoshiEngine:
         self.stages = Stages(model, slots, kv)
         self._personas = Personas(
             model, lambda prompt: self.stages.prefill(prompt.history, prompt.embeddings), voices)
-        self._codebooks = max(lm.caller_codebooks, self._transcriber.codebooks if self._transcriber else 0)
+        self.frame = Frame(model, self.stages, self._transcriber)
+        self.graphs: Graphs | None = None
+        if capture is not None:
+            own = self.default_sampling(1)
+            self.graphs = Graphs(self.frame, (_tiers(own.text_temperature, own.text_top_k),
+                                              _tiers(own.audio_temperature, own.audio_top_k)), capture)
+        self._run = self.frame.run if self.graphs is None else self.graphs.run
+        # what takes longer than a step goes beside the steps, where a device can do two things
+        self._beside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._silence = np.full(lm.generated_codebooks, -1, np.int64)
         self._silence[:lm.agent_codebooks] = model.silence()[:lm.generated_codebooks]
 
@@ -100,9 +113,15 @@ class MoshiEngine:
             raise ValueError(f"step: caller_codes must be from 0 to {self._info.codebook_size - 1}")
         return self._step(inputs, caller_codes, transcribe=False)
 
+    def prepare_steps(self) -> None:
+        """Capture what can be; takes its time. Before the first step."""
+        if self.graphs is not None:
+            self.graphs.prepare()
+
     def prepare(self, persona: Persona) -> None:
         """Have what `begin` copies; takes a pass over the whole prompt the first time. Raises PromptError."""
-        self._personas.prefilled(persona)
+        with self._beside_steps():
+            self._personas.prefilled(persona)
 
     def begin(self, slot: int, persona: Persona) -> None:
         """A slot starts anew in its next step, which isn't `fresh` then, as somebody. May run on another thread than
@@ -111,6 +130,12 @@ class MoshiEngine:
         if self._transcriber is not None:
             self._transcriber.begin(slot)
 
+    def release(self, slot: int) -> None:
+        """The slot isn't stepped any more until it starts anew: others may have the memory that it took."""
+        self.stages.generator.ring.release(slot)
+        if self._transcriber is not None:
+            self._transcriber.state.ring.release(slot)
+
     def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
         """Bring a slot to where it would be after these steps, which it took as somebody, where there is a `persona`: a
         prompt that the window has left behind counts no more. May run on another thread than `step`'s, beside steps of
@@ -118,12 +143,17 @@ class MoshiEngine:
         info = self._info
         prompt = self._personas.prompt(persona) if persona and past.whole else None
         past.check(info)
+        with self._beside_steps():
+            self._rebuild(slot, past, prompt)
+
+    def _rebuild(self, slot: int, past: Past, prompt: Prompt | None) -> None:
+        info = self._info
         own = info.agent_codebooks
         text, agent, caller, silence = (self._on_device(part, np.int64) for part in (
             past.text, past.agent_codes[:own], past.caller_codes, self._silence[:own]))
         heard, missed = (self._on_device(part, np.float32) for part in (past.heard, past.missed))
         missed_codes = self.stages.rebuild(
-            slot, History(text, agent, caller), heard, missed, silence, self._codebooks,
+            slot, History(text, agent, caller), heard, missed, silence, self.frame.codebooks,
             prompt.history if prompt else None, prompt.embeddings if prompt else None)
         if self._transcriber is not None and self._transcriber.codebooks <= info.caller_codebooks:
             written = torch.from_numpy(past.caller_text >= 0).to(self.device)
@@ -139,96 +169,77 @@ class MoshiEngine:
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         """Go on in a slot, which isn't stepped meanwhile, where another one was: bit for bit. Raises ValueError for the
         snapshot of another model or another kind of device; then nothing has changed."""
-        snapshot.put(self._state_rows(), slot, self._info.name, self.device.type)
+        rows = self._state_rows()
+        snapshot.check(rows, self._info.name, self.device.type)
+        rings = {"generator": self.stages.generator.ring}
+        if self._transcriber is not None:
+            rings["transcriber"] = self._transcriber.state.ring
+        for name, ring in rings.items():
+            length = snapshot.rows.get(f"{name}.ring.length")
+            ring.take(slot, int(snapshot.rows[f"{name}.position"]), ring.length if length is None else int(length))
+        snapshot.put(rows, slot)
 
-    def _state_rows(self) -> dict[str, Tensor]:
+    def _state_rows(self) -> dict[str, SlotRows]:
         rows = self.stages.state_rows()
         if self._transcriber is not None:
-            rows |= {f"transcriber.{name}": tensor for name, tensor in self._transcriber.state_rows().items()}
+            rows |= {f"transcriber.{name}": part for name, part in self._transcriber.state_rows().items()}
         return rows
+
+    @contextmanager
+    def _beside_steps(self) -> Iterator[None]:
+        """What isn't a step, in a stream of its own, after what was asked of the device before; waits for its end."""
+        if self._beside is None:
+            yield
+            return
+        self._beside.wait_stream(torch.cuda.default_stream(self.device))
+        with torch.cuda.stream(self._beside):
+            yield
+        self._beside.synchronize()
 
     def _on_device(self, array: Ints | Floats, dtype: type) -> Tensor:
         return to_device(torch.from_numpy(np.ascontiguousarray(array, dtype)), self.device)
 
-    @torch.inference_mode()
     def _step(self, inputs: StepInputs, given_codes: Ints | None, transcribe: bool) -> StepOutputs:
-        slots, fresh = inputs.slots.tolist(), inputs.fresh.tolist()
-        count = len(slots)
-        stages, info = self.stages, self._info
-        if given_codes is None:
-            frames = torch.zeros(bucket_of(count), info.frame_samples)
-            frames[:count] = torch.from_numpy(np.ascontiguousarray(inputs.pcm, np.float32))
-            caller_codes = stages.encode(slots, fresh, to_device(frames, self.device), self._codebooks)
-        else:
-            caller_codes = self._packed(list(given_codes.T), bucket_of(count), torch.int64).t()
-        heard_codes = caller_codes[:, :info.caller_codebooks]
-        generated = stages.generate(slots, fresh, heard_codes, self._controls(inputs))
-        transcribed = None
-        if transcribe and self._transcriber is not None:
-            transcribed = self._transcriber.step(slots, fresh, caller_codes)
-        speaks = stages.generate_clock.positions[inputs.slots] > info.largest_delay
-        if info.agent_codebooks == 0:
-            speaks[:] = False
+        slots, fresh, stages = inputs.slots.tolist(), inputs.fresh.tolist(), self.stages
+        generated = stages.generate_clock.count(slots, fresh)
+        speaks = np.full(len(slots), False)
+        if self.frame.speaks:
+            speaks = stages.generate_clock.positions[inputs.slots] > self._info.largest_delay
         stages.decode_clock.positions[inputs.slots[inputs.fresh]] = 0
-        heard = None
-        if speaks.any():
-            # rows without a frame yet decode into the scratch slot: their own slots' state stays as it is
-            decoded = np.where(speaks, inputs.slots, stages.decode_clock.scratch).tolist()
-            heard = stages.decode(decoded, [False] * count, generated.aligned[:, 1:].clamp(min=0))
-        return self._outputs(count, speaks, heard, heard_codes, generated, transcribed)
-
-    def _controls(self, inputs: StepInputs) -> Controls:
-        """The inputs' controls on the device, filled up to the bucket; padding is greedy and free."""
-        sampling, size = inputs.sampling, bucket_of(len(inputs.slots))
-        whole = self._packed([inputs.text_mode, inputs.forced_text, sampling.seed, sampling.text_top_k,
-                              sampling.audio_top_k, *inputs.forced_audio.T], size, torch.int64)
-        real = self._packed([sampling.text_temperature, sampling.audio_temperature, sampling.pad_bias,
-                             sampling.repetition_penalty], size, torch.float32)
-        return Controls(
-            text_mode=whole[0], forced_text=whole[1], seed=whole[2], text_top_k=whole[3], audio_top_k=whole[4],
-            forced_audio=whole[5:].t(), text_temperature=real[0], audio_temperature=real[1], pad_bias=real[2],
-            repetition_penalty=real[3],
+        # rows without a frame yet decode into the scratch slot: their own slots' state stays as it is
+        decoding = np.where(speaks, inputs.slots, stages.decode_clock.scratch).tolist()
+        transcriber = self._transcriber if transcribe and given_codes is None else None
+        known = Known(
+            encoded=stages.encode_clock.count(slots, fresh) if given_codes is None else None, generated=generated,
+            decoded=stages.decode_clock.count(decoding, [False] * len(slots)),
+            transcribed=transcriber.clock.count(slots, fresh) if transcriber is not None else None)
+        self._ready(known)
+        positions = [position for pairs in (generated, known.transcribed or ()) for _, position in pairs]
+        sampling = inputs.sampling
+        plan = Plan(
+            rows=len(generated), reach=self.frame.reach_of(max(positions)), hears=given_codes is None,
+            speaks=bool(speaks.any()), transcribes=transcriber is not None,
             text_tiers=_tiers(sampling.text_temperature, sampling.text_top_k),
             audio_tiers=_tiers(sampling.audio_temperature, sampling.audio_top_k),
             barred=bool((inputs.text_mode != TextMode.FREE).any()),
             penalised=bool((sampling.repetition_penalty != 1).any()))
+        buffers = self.frame.buffers[plan.rows]
+        frames.write(buffers, inputs, known, given_codes)
+        buffers.send()
+        self._run(plan, known)
+        buffers.fetch()
+        return frames.read(buffers, speaks, self._info)
 
-    def _packed(self, columns: Sequence[Ints | Floats], size: int, dtype: torch.dtype) -> Tensor:
-        """Columns [B] as one tensor [columns, size] on the device: one transfer."""
-        packed = torch.zeros(len(columns), size, dtype=dtype)
-        for row, column in zip(packed.numpy(), columns, strict=True):
-            row[:len(column)] = column
-        return to_device(packed, self.device)
-
-    def _outputs(self, count: int, speaks: Bools, heard: Tensor | None, caller_codes: Tensor,
-                 generated: Generated, transcribed: Transcribed | None) -> StepOutputs:
-        caller_text, pauses = self._of_the_caller(generated, transcribed)
-        tensors = [caller_codes, generated.text, generated.sampled_text, generated.codes, caller_text, pauses,
-                   generated.text_entropy, generated.audio_entropy, generated.codebook_spread]
-        if heard is not None:
-            tensors.append(heard)
-        if self.device.type != "cpu":
-            tensors = [torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-                       for tensor in tensors]
-            torch.accelerator.current_stream(self.device).synchronize()  # the one wait
-        caller, text, sampled, codes, said, paused, entropy, middle, spread, *sound = [
-            tensor[:count].numpy() for tensor in tensors]
-        pcm = np.zeros((count, self._info.frame_samples), np.float32)
-        if sound:
-            pcm[speaks] = sound[0][speaks]
-        return StepOutputs(
-            pcm=pcm, text=text, sampled_text=sampled, agent_codes=codes, caller_codes=caller,
-            caller_text=said, pauses=paused, text_entropy=entropy, audio_entropy=middle,
-            codebook_spread=spread)
-
-    def _of_the_caller(self, generated: Generated, transcribed: Transcribed | None) -> tuple[Tensor, Tensor]:
-        """The caller's text [B] and pauses [B, heads, classes], by whichever model writes them."""
-        if transcribed is not None:
-            return transcribed.text, transcribed.pauses[..., None]
-        nothing = torch.full_like(generated.text, -1)
+    @torch.inference_mode()
+    def _ready(self, known: Known) -> None:
+        """See that all rings have room for their rows."""
+        stages = self.stages
+        rings = [(stages.encoder.ring, known.encoded), (stages.generator.ring, known.generated),
+                 (stages.decoder.ring, known.decoded)]
         if self._transcriber is not None:
-            return nothing, generated.pauses.new_zeros(len(nothing), self._info.pause_heads, 1)
-        return generated.text if self._info.generated_codebooks == 0 else nothing, generated.pauses
+            rings.append((self._transcriber.state.ring, known.transcribed))
+        for ring, pairs in rings:
+            ring.ready(pairs or ())
 
 
 def _tiers(temperature: Floats, top_k: Ints) -> tuple[int, ...]:
@@ -266,6 +277,9 @@ class EchoEngine:
 
     def begin(self, slot: int, persona: Persona) -> None:
         raise PromptError("the echo isn't anybody")
+
+    def release(self, slot: int) -> None:
+        pass
 
     def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
         past.check(self._info)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 
 from agent.engine import EchoEngine, MoshiEngine, StepInputs, measure_threads
 from agent.moshi.checkpoint import Model, load_model
+from agent.moshi.graphs import Capture, CudaCapture
 from agent.moshi.kv import KVSettings
 from agent.moshi.quantised import EightBits
 from agent.moshi.random_model import make_random_model
@@ -20,6 +22,9 @@ from agent.worker import Served
 from calls.settings import RANDOM, Settings, SettingsError
 
 log = logging.getLogger(__name__)
+
+FRAME_RATE = 12.5  # of all models of the family
+PAGE_FRAMES = 128  # of a call's memory that it takes at a time on a GPU: ten seconds
 
 ECHO = "echo"
 AUTO, OFF = "auto", "off"
@@ -33,8 +38,10 @@ def load_models(settings: Settings) -> dict[str, Served]:
     ensure_model(settings)
     model = load_agent_model(settings)
     stt = load_stt_model(settings, model)
-    engine = MoshiEngine(model, slots=settings.slots, stt=stt, voices=settings.voices, kv=kv_settings(settings))
+    engine = MoshiEngine(model, slots=settings.slots, stt=stt, voices=settings.voices,
+                         kv=kv_settings(settings, model.device), capture=capture_on(model.device))
     set_threads(engine, settings)
+    _prepare_steps(engine)
     _warm_up(engine)
     tokenizer = Tokenizer(model.tokenizer_path) if model.tokenizer_path else None
     transcript = None
@@ -53,6 +60,19 @@ def set_threads(engine: MoshiEngine, settings: Settings) -> None:
         threads = settings.threads or measure_threads(engine)
         torch.set_num_threads(threads)
         log.info("%s steps on %d thread%s", settings.model_name, threads, "" if threads == 1 else "s")
+
+
+def capture_on(device: torch.device) -> Capture | None:
+    """How steps are captured there; None: they aren't."""
+    return CudaCapture(device) if device.type == "cuda" else None
+
+
+def _prepare_steps(engine: MoshiEngine) -> None:
+    """A worker whose steps can't be captured goes on without: slower, and it says so."""
+    try:
+        engine.prepare_steps()
+    except RuntimeError as error:
+        log.error("steps run operation by operation, since they can't be captured: %s", str(error).splitlines()[0])
 
 
 def _warm_up(engine: MoshiEngine) -> None:
@@ -98,8 +118,16 @@ def eight_bits(setting: Literal["auto", "int8", "fp8"]) -> EightBits | None:
     return None if setting == "auto" else setting
 
 
-def kv_settings(settings: Settings) -> KVSettings:
-    return KVSettings(eight_bits(settings.kv), settings.sinks)
+def kv_settings(settings: Settings, device: torch.device | None = None) -> KVSettings:
+    """On a GPU calls take pages as they grow older, elsewhere each has its whole context from the start."""
+    kind = eight_bits(settings.kv)
+    if device is None or device.type != "cuda":
+        return KVSettings(kind, settings.sinks)
+    pool = None
+    if settings.kv_pool_s:
+        average = math.ceil(settings.kv_pool_s * FRAME_RATE / PAGE_FRAMES)
+        pool = settings.slots * max(0, average - 1)
+    return KVSettings(kind, settings.sinks, PAGE_FRAMES, pool)
 
 
 def ensure_model(settings: Settings) -> None:

@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agent.moshi.kv import SlotRows
+
 _ABOUT = ("model", "device")
 
 
@@ -20,13 +22,12 @@ class Snapshot:
     rows: Mapping[str, Tensor]  # by name, without the dimension of slots
 
     @classmethod
-    def of(cls, rows: Mapping[str, Tensor], slot: int, model: str, device: str) -> Snapshot:
+    def of(cls, rows: Mapping[str, SlotRows], slot: int, model: str, device: str) -> Snapshot:
         """Of tensors whose first dimension are slots."""
         return cls(model, device, {name: tensor[slot].detach().cpu().clone() for name, tensor in rows.items()})
 
-    def put(self, rows: Mapping[str, Tensor], slot: int, model: str, device: str) -> None:
-        """Into such tensors of another engine. Raises ValueError, one line, where it doesn't fit; then nothing has
-        changed."""
+    def check(self, rows: Mapping[str, SlotRows], model: str, device: str) -> None:
+        """Raise ValueError, one line, where it doesn't fit into such tensors of another engine."""
         if (self.model, self.device) != (model, device):
             raise ValueError(f"snapshot: of {self.model} on {self.device}, not of {model} on {device}")
         kept = {name: (row.shape, row.dtype) for name, row in self.rows.items()}
@@ -34,6 +35,9 @@ class Snapshot:
         for name in sorted(kept.keys() | wanted.keys()):
             if kept.get(name) != wanted.get(name):
                 raise ValueError(f"snapshot: {name} is {kept.get(name)}, not {wanted.get(name)}")
+
+    def put(self, rows: Mapping[str, SlotRows], slot: int) -> None:
+        """Into tensors that were checked."""
         for name, tensor in rows.items():
             tensor[slot] = self.rows[name].to(tensor.device)
 

@@ -201,6 +201,10 @@ class Engine(Protocol):
         thread. Raises ValueError for what the model wasn't taught; then nothing has changed."""
         ...
 
+    def release(self, slot: int) -> None:
+        """A slot isn't stepped any more until it starts anew, in one way or another. Not while it is stepped."""
+        ...
+
     def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
         """Bring a slot, which isn't stepped meanwhile, to where it would be after these steps, which it took as
         somebody where there is a `persona`. On any thread. Raises ValueError."""

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
                                                "`fp8` for nearly twice the calls; `auto` keeps the dtype's")
     sinks: int = Field(0, ge=0, le=64, description="first frames of a call that attention never forgets, however long "
                        "the call; 0: it forgets all that is past the context")
+    kv_pool_s: float = Field(0.0, ge=0, le=3600, description="seconds of a call's memory that a GPU has room for, on "
+                             "average of its slots: calls take it as they grow older, and one that finds none left "
+                             "remembers what it has; 0: the whole context for each")
     conditions: dict[str, str] = Field({}, description="values of a model's look-up conditions, as JSON: "
                                        "`{\"description\": \"very_good\"}` (Hibiki)")
     threads: int = Field(0, ge=0, le=256, description="torch's threads in a step; 0 measures at start")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, UNGENERATED
-from agent.moshi.kv import PLAIN, KVSettings
+from agent.moshi.kv import PLAIN, KVSettings, SlotRows
 from agent.moshi.layers import Rows, linear
 from agent.moshi.lm import LanguageModel
 from agent.moshi.quantised import Matrix
@@ -110,10 +110,10 @@ class GeneratorState:
             self.depth_room = torch.zeros(depth.layers, 2, largest_bucket, depth.heads, config.agent_codebooks,
                                           depth.dim // depth.heads, device=device, dtype=model.dtype)
 
-    def rows(self) -> dict[str, Tensor]:
+    def rows(self) -> dict[str, SlotRows]:
         """Everything there is of a slot, as rows of these tensors' first dimension."""
         pages = {f"ring.{name}": pages for name, pages in self.ring.rows().items()}
-        return {"tokens": self.tokens, "recent": self.recent} | pages
+        return {"tokens": self.tokens, "recent": self.recent, **pages}
 
 
 class Generator:

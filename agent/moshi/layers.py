@@ -84,11 +84,12 @@ class Rows:
 
     slots: Tensor  # [B] int64, on the device
     positions: Tensor  # [B] int64, on the device: how many steps the slot took before this one
-    host: tuple[tuple[int, int], ...]  # (slot, position) of each row, as the host knows them
+    host: tuple[tuple[int, int], ...] | None  # (slot, position) of each row; None: the host knows nothing of them
+    reach: int | None = None  # above every row's position, where less than all is to be looked at
 
     @property
     def size(self) -> int:
-        return len(self.host)
+        return self.slots.shape[0]
 
     @classmethod
     def of(cls, slots: Sequence[int], positions: Sequence[int], device: torch.device) -> Rows:

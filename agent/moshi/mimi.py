@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from agent.moshi.config import MimiConfig
 from agent.moshi.convolution import CausalConv, CausalUpsampling, ChannelwiseUpsampling, Nested, elu_after
-from agent.moshi.kv import KVRing
+from agent.moshi.kv import KVRing, SlotRows
 from agent.moshi.layers import Rows, keep_unless_fresh
 from agent.moshi.quantizer import Quantizer
 from agent.moshi.transformer import Transformer
@@ -127,9 +127,9 @@ class CodecState:
         self.carried = torch.zeros(slots + 1, carries, device=device)  # the convolutions' past, layer after layer
         self.ring: KVRing = transformer.ring(slots, positions_per_frame, device, torch.float32)
 
-    def rows(self) -> dict[str, Tensor]:
+    def rows(self) -> dict[str, SlotRows]:
         """Everything there is of a slot, as rows of these tensors' first dimension."""
-        return {"carried": self.carried} | {f"ring.{name}": pages for name, pages in self.ring.rows().items()}
+        return {"carried": self.carried, **{f"ring.{name}": pages for name, pages in self.ring.rows().items()}}
 
 
 class _Wrapped(nn.Module):

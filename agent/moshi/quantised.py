@@ -6,6 +6,7 @@ row; a row is weight * weight_scb / 127. The reference also rounds what is multi
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -73,13 +74,21 @@ def _times_int8(x: Tensor, values: Tensor) -> Tensor:
     """Without the scales. The kernel multiplies bf16 by int8 and sums in float32: on a CPU it takes half to a quarter
     of the time of float32, as it reads a quarter of the bytes."""
     if x.shape[1] % _KERNEL_STEP == 0 and _has_kernel(x.device.type):
-        ones = torch.ones(len(values), dtype=torch.bfloat16, device=x.device)
-        return torch._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), values, ones)
+        return torch._weight_int8pack_mm(x.to(torch.bfloat16).contiguous(), values, _ones(len(values), x.device))
     return F.linear(x, values.to(x.dtype))
 
 
+@functools.cache
+def _ones(count: int, device: torch.device) -> Tensor:
+    """Made once for each size, not in each step."""
+    return torch.ones(count, dtype=torch.bfloat16, device=device)
+
+
+@functools.cache
 def _has_kernel(device: str) -> bool:
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", device.upper()))
+    keys = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}
+    return device in keys and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", keys[device]))
 
 
 def _times_fp8(x: Tensor, matrix: Quantised) -> Tensor:

@@ -51,6 +51,7 @@ def draw(logits: Tensor, temperature: Tensor, top_k: Tensor, key: Tensor, tiers:
 
 ALL = 1 << 62
 _TIERS = (32, 256)
+EVERY_TIER = (*_TIERS, ALL)
 
 
 def tier_of(top_k: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from agent.moshi.checkpoint import Model
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.generate import Controls, Generated, Generator, GeneratorState, History, Prefilled
-from agent.moshi.kv import PLAIN, KVSettings
+from agent.moshi.kv import PLAIN, KVRing, KVSettings, SlotRows
 from agent.moshi.layers import Rows
 
 
@@ -29,12 +29,17 @@ class SlotClock:
 
     def rows(self, slots: Sequence[int], fresh: Sequence[bool]) -> Rows:
         """The rows of one step of these slots, filled up to a bucket's size; counts the step."""
+        pairs = self.count(slots, fresh)
+        return Rows.of([slot for slot, _ in pairs], [position for _, position in pairs], self._device)
+
+    def count(self, slots: Sequence[int], fresh: Sequence[bool]) -> tuple[tuple[int, int], ...]:
+        """The same as (slot, position) of each row."""
         positions = [0 if new else int(self.positions[slot]) for slot, new in zip(slots, fresh, strict=True)]
         for slot, position in zip(slots, positions, strict=True):
             self.positions[slot] = position + 1
         self.positions[self.scratch] = 0  # always at its start: what it holds is never read
         padding = bucket_of(len(slots)) - len(slots)
-        return Rows.of([*slots, *[self.scratch] * padding], [*positions, *[0] * padding], self._device)
+        return (*zip(slots, positions, strict=True), *((self.scratch, 0),) * padding)
 
 
 def bucket_of(rows: int) -> int:
@@ -46,41 +51,54 @@ def bucket_of(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
+def _ready(ring: KVRing, rows: Rows) -> Rows:
+    assert rows.host is not None
+    ring.ready(rows.host)
+    return rows
+
+
 class Stages:
     """A model with room for `slots` conversations. All state is allocated here, none in a step."""
 
     def __init__(self, model: Model, slots: int, kv: KVSettings = PLAIN) -> None:
-        self.model, self.slots, self.device = model, slots, model.device
+        self.model, self.slots, self.device, self.bucket = model, slots, model.device, bucket_of(slots)
         self.encoder = model.mimi.encoder_state(slots, self.device)
         self.decoder = model.voice.decoder_state(slots, self.device)
-        self.generator = GeneratorState(model.lm, slots, bucket_of(slots), kv)
+        self.generator = GeneratorState(model.lm, slots, self.bucket, kv)
         self._generator = Generator(model.lm)
         self.encode_clock, self.generate_clock, self.decode_clock = (SlotClock(slots, self.device) for _ in range(3))
 
-    def state_rows(self) -> dict[str, Tensor]:
+    def state_rows(self) -> dict[str, SlotRows]:
         """Everything there is of a slot, as rows of these tensors' first dimension; the last row is scratch."""
-        rows = {f"encoder.{name}": tensor for name, tensor in self.encoder.rows().items()}
+        rows: dict[str, SlotRows] = {f"encoder.{name}": tensor for name, tensor in self.encoder.rows().items()}
         rows |= {f"generator.{name}": tensor for name, tensor in self.generator.rows().items()}
         rows |= {f"decoder.{name}": tensor for name, tensor in self.decoder.rows().items()}
         clocks = {"encoder": self.encode_clock, "generator": self.generate_clock, "decoder": self.decode_clock}
-        return rows | {f"{stage}.position": torch.from_numpy(clock.positions) for stage, clock in clocks.items()}
+        rows |= {f"{stage}.position": torch.from_numpy(clock.positions) for stage, clock in clocks.items()}
+        return rows
 
     @torch.inference_mode()
     def encode(self, slots: Sequence[int], fresh: Sequence[bool], pcm: Tensor, codebooks: int) -> Tensor:
         """pcm [bucket, frame_samples] -> codes [bucket, codebooks]."""
-        return self.model.mimi.encode_step(pcm, codebooks, self.encoder, self.encode_clock.rows(slots, fresh))
+        rows = _ready(self.encoder.ring, self.encode_clock.rows(slots, fresh))
+        return self.model.mimi.encode_step(pcm, codebooks, self.encoder, rows)
 
     @torch.inference_mode()
     def generate(self, slots: Sequence[int], fresh: Sequence[bool], caller_codes: Tensor, controls: Controls
                  ) -> Generated:
         """The caller's codes [bucket, caller codebooks] -> text and the agent's codes."""
-        rows = self.generate_clock.rows(slots, fresh)
+        rows = _ready(self.generator.ring, self.generate_clock.rows(slots, fresh))
+        return self.generate_rows(caller_codes, controls, rows)
+
+    def generate_rows(self, caller_codes: Tensor, controls: Controls, rows: Rows) -> Generated:
+        """The same of rows that the clock has counted, and whose ring is ready."""
         return self._generator.step(caller_codes, controls, self.generator, rows)
 
     @torch.inference_mode()
     def decode(self, slots: Sequence[int], fresh: Sequence[bool], codes: Tensor) -> Tensor:
         """Codes of one frame [bucket, codebooks] -> pcm [bucket, frame_samples]."""
-        return self.model.voice.decode_step(codes, self.decoder, self.decode_clock.rows(slots, fresh))
+        rows = _ready(self.decoder.ring, self.decode_clock.rows(slots, fresh))
+        return self.model.voice.decode_step(codes, self.decoder, rows)
 
     @torch.inference_mode()
     def prefill(self, history: History, embeddings: Tensor | None) -> Prefilled:

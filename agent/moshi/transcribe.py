@@ -16,6 +16,8 @@ from torch import Tensor
 
 from agent.moshi.checkpoint import CheckpointError, Model
 from agent.moshi.generate import Controls, Generator, GeneratorState, History
+from agent.moshi.kv import PLAIN, KVSettings, SlotRows
+from agent.moshi.layers import Rows
 from agent.moshi.lm import LanguageModel
 from agent.moshi.stages import SlotClock, bucket_of
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
@@ -79,36 +81,43 @@ class Transcriber:
     audio_silence_prefix_seconds, is left out: what is said in a call's first moment may be missed.)
     """
 
-    def __init__(self, lm: LanguageModel, slots: int) -> None:
+    def __init__(self, lm: LanguageModel, slots: int, kv: KVSettings = PLAIN) -> None:
         self.slots, self.codebooks, self.device = slots, lm.config.caller_codebooks, lm.device
+        self.pause_heads = lm.config.extra_heads
         self._generator = Generator(lm)
-        self._state = GeneratorState(lm, slots, bucket_of(slots))
-        self._clock = SlotClock(slots, self.device)
+        self.state = GeneratorState(lm, slots, bucket_of(slots), kv)
+        self.clock = SlotClock(slots, self.device)
         self._controls: dict[int, Controls] = {}  # by the bucket's size
 
-    @torch.inference_mode()
     def step(self, slots: Sequence[int], fresh: Sequence[bool], codes: Tensor) -> Transcribed:
         """The next frame of these slots: codes [bucket, codebooks or more] -> the bucket's rows."""
-        rows = self._clock.rows(slots, fresh)
+        rows = self.clock.rows(slots, fresh)
+        assert rows.host is not None
+        self.state.ring.ready(rows.host)
+        return self.step_rows(codes, rows)
+
+    @torch.inference_mode()
+    def step_rows(self, codes: Tensor, rows: Rows) -> Transcribed:
+        """The same of rows that the clock has counted, and whose ring is ready."""
         if rows.size not in self._controls:
             self._controls[rows.size] = Controls.greedy(rows.size, 0, self.device)
-        generated = self._generator.step(codes[:, :self.codebooks], self._controls[rows.size], self._state, rows)
+        generated = self._generator.step(codes[:, :self.codebooks], self._controls[rows.size], self.state, rows)
         return Transcribed(generated.text, generated.pauses[..., PAUSE_CLASS])
 
-    def state_rows(self) -> dict[str, Tensor]:
+    def state_rows(self) -> dict[str, SlotRows]:
         """Everything there is of a slot, as rows of these tensors' first dimension; the last row is scratch."""
-        return self._state.rows() | {"position": torch.from_numpy(self._clock.positions)}
+        return {**self.state.rows(), "position": torch.from_numpy(self.clock.positions)}
 
     def begin(self, slot: int) -> None:
         """A slot starts anew in its next step."""
-        self._clock.positions[slot] = 0
+        self.clock.positions[slot] = 0
 
     @torch.inference_mode()
     def rebuild(self, slot: int, text: Tensor, codes: Tensor) -> None:
         """Bring a slot to where it would be after it wrote `text` [T] of these codes [codebooks, T]."""
         history = History(text, codes.new_zeros(0, len(text)), codes)
-        self._generator.rebuild(history, self._state, slot)
-        self._clock.positions[slot] = len(text)
+        self._generator.rebuild(history, self.state, slot)
+        self.clock.positions[slot] = len(text)
 
 
 @dataclass

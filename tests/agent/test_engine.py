@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from engines import SLOTS, poison, sound
+from engines import SLOTS, drawn_inputs, poison, row_of, sound
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,24 +24,6 @@ from agent.snapshot import Snapshot
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
-def drawn_inputs(engine: MoshiEngine, rng: np.random.Generator, slots: list[int], fresh: list[bool]) -> StepInputs:
-    """Anything that an engine can be asked for."""
-    info, rows = engine.info, len(slots)
-    forced = rng.random((rows, info.generated_codebooks)) < 0.2
-    return StepInputs(
-        slots=np.array(slots, np.int64), fresh=np.array(fresh), pcm=sound(rng, rows),
-        text_mode=rng.choice([0, 0, 1, 2], rows),
-        forced_text=np.where(rng.random(rows) < 0.2, rng.integers(0, info.text_tokens, rows), -1),
-        forced_audio=np.where(forced, rng.integers(0, info.codebook_size, forced.shape), -1),
-        sampling=Sampling(
-            seed=rng.integers(0, 2**62, rows), text_temperature=rng.choice([0, 0.7, 1.5], rows).astype(np.float32),
-            text_top_k=rng.choice([0, 1, 5, 25, 100], rows),
-            audio_temperature=rng.choice([0, 0.8], rows).astype(np.float32),
-            audio_top_k=rng.choice([0, 3, 40, 250], rows),
-            pad_bias=rng.choice([0, -2, 3], rows).astype(np.float32),
-            repetition_penalty=rng.choice([1, 1.3], rows).astype(np.float32)))
-
-
 def joined(parts: list[StepInputs], order: np.ndarray) -> StepInputs:
     def column(pick) -> np.ndarray:
         return np.concatenate([pick(part) for part in parts])[order]
@@ -50,10 +32,6 @@ def joined(parts: list[StepInputs], order: np.ndarray) -> StepInputs:
         **{name: column(lambda part, name=name: getattr(part, name)) for name in vars(parts[0]) if name != "sampling"},
         sampling=Sampling(**{name: column(lambda part, name=name: getattr(part.sampling, name))
                              for name in vars(parts[0].sampling)}))
-
-
-def row_of(outputs: StepOutputs, row: int) -> dict[str, bytes]:
-    return {name: value[row].tobytes() for name, value in vars(outputs).items()}
 
 
 def live_through(engine: MoshiEngine, subject: list[StepInputs], slot: int, bucket: int, rng: np.random.Generator

@@ -22,13 +22,7 @@ WAITS = ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero"
 @pytest.fixture
 def gathered_rings(monkeypatch):
     """Rings that gather their pages, as on a GPU, instead of reading them in place."""
-    build = KVRing.__init__
-
-    def as_on_a_device(self, *args):
-        build(self, *args)
-        self.read_in_place, self._masks = False, None
-
-    monkeypatch.setattr(KVRing, "__init__", as_on_a_device)
+    monkeypatch.setattr(KVRing, "in_place_on", ())
 
 
 @pytest.mark.parametrize("name", ["lm", "stt"])
