@@ -48,10 +48,10 @@ class MoshiEngine:
         """With `capture` steps are captured, once `prepare_steps` was called, and replayed."""
         if slots < 1:
             raise ValueError(f"an engine needs at least one slot, not {slots}")
-        self._transcriber: Transcriber | None = None
+        self.transcriber: Transcriber | None = None
         if stt is not None:
             check_same_codes(model, stt)
-            self._transcriber = Transcriber(stt.lm, slots, KVSettings(page=kv.page))
+            self.transcriber = Transcriber(stt.lm, slots, KVSettings(page=kv.page))
         self.model, self._slots, self.device = model, slots, model.device
         lm, mimi = model.lm.config, model.mimi.config
         self._info = ModelInfo(
@@ -64,7 +64,7 @@ class MoshiEngine:
         self.stages = Stages(model, slots, kv)
         self._personas = Personas(
             model, lambda prompt: self.stages.prefill(prompt.history, prompt.embeddings), voices)
-        self.frame = Frame(model, self.stages, self._transcriber)
+        self.frame = Frame(model, self.stages, self.transcriber)
         self.graphs: Graphs | None = None
         if capture is not None:
             own = self.default_sampling(1)
@@ -127,14 +127,14 @@ class MoshiEngine:
         """A slot starts anew in its next step, which isn't `fresh` then, as somebody. May run on another thread than
         `step`'s, beside steps of other slots. Raises PromptError; then nothing has changed."""
         self.stages.begin(slot, self._personas.prefilled(persona))
-        if self._transcriber is not None:
-            self._transcriber.begin(slot)
+        if self.transcriber is not None:
+            self.transcriber.begin(slot)
 
     def release(self, slot: int) -> None:
         """The slot isn't stepped any more until it starts anew: others may have the memory that it took."""
         self.stages.generator.ring.release(slot)
-        if self._transcriber is not None:
-            self._transcriber.state.ring.release(slot)
+        if self.transcriber is not None:
+            self.transcriber.state.ring.release(slot)
 
     def rebuild(self, slot: int, past: Past, persona: Persona | None = None) -> None:
         """Bring a slot to where it would be after these steps, which it took as somebody, where there is a `persona`: a
@@ -155,12 +155,12 @@ class MoshiEngine:
         missed_codes = self.stages.rebuild(
             slot, History(text, agent, caller), heard, missed, silence, self.frame.codebooks,
             prompt.history if prompt else None, prompt.embeddings if prompt else None)
-        if self._transcriber is not None and self._transcriber.codebooks <= info.caller_codebooks:
+        if self.transcriber is not None and self.transcriber.codebooks <= info.caller_codebooks:
             written = torch.from_numpy(past.caller_text >= 0).to(self.device)
             said = self._on_device(past.caller_text, np.int64)[written]
-            self._transcriber.rebuild(slot, said, caller[:self._transcriber.codebooks, written])
+            self.transcriber.rebuild(slot, said, caller[:self.transcriber.codebooks, written])
             for codes in missed_codes:
-                self._transcriber.step([slot], [False], codes[None])
+                self.transcriber.step([slot], [False], codes[None])
 
     def save(self, slot: int) -> Snapshot:
         """All there is of a slot, which isn't stepped meanwhile. Waits for the device."""
@@ -172,8 +172,8 @@ class MoshiEngine:
         rows = self._state_rows()
         snapshot.check(rows, self._info.name, self.device.type)
         rings = {"generator": self.stages.generator.ring}
-        if self._transcriber is not None:
-            rings["transcriber"] = self._transcriber.state.ring
+        if self.transcriber is not None:
+            rings["transcriber"] = self.transcriber.state.ring
         for name, ring in rings.items():
             length = snapshot.rows.get(f"{name}.ring.length")
             ring.take(slot, int(snapshot.rows[f"{name}.position"]), ring.length if length is None else int(length))
@@ -181,8 +181,8 @@ class MoshiEngine:
 
     def _state_rows(self) -> dict[str, SlotRows]:
         rows = self.stages.state_rows()
-        if self._transcriber is not None:
-            rows |= {f"transcriber.{name}": part for name, part in self._transcriber.state_rows().items()}
+        if self.transcriber is not None:
+            rows |= {f"transcriber.{name}": part for name, part in self.transcriber.state_rows().items()}
         return rows
 
     @contextmanager
@@ -208,7 +208,7 @@ class MoshiEngine:
         stages.decode_clock.positions[inputs.slots[inputs.fresh]] = 0
         # rows without a frame yet decode into the scratch slot: their own slots' state stays as it is
         decoding = np.where(speaks, inputs.slots, stages.decode_clock.scratch).tolist()
-        transcriber = self._transcriber if transcribe and given_codes is None else None
+        transcriber = self.transcriber if transcribe and given_codes is None else None
         known = Known(
             encoded=stages.encode_clock.count(slots, fresh) if given_codes is None else None, generated=generated,
             decoded=stages.decode_clock.count(decoding, [False] * len(slots)),
@@ -236,8 +236,8 @@ class MoshiEngine:
         stages = self.stages
         rings = [(stages.encoder.ring, known.encoded), (stages.generator.ring, known.generated),
                  (stages.decoder.ring, known.decoded)]
-        if self._transcriber is not None:
-            rings.append((self._transcriber.state.ring, known.transcribed))
+        if self.transcriber is not None:
+            rings.append((self.transcriber.state.ring, known.transcribed))
         for ring, pairs in rings:
             ring.ready(pairs or ())
 

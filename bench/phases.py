@@ -59,6 +59,9 @@ class CountingEngine:
     def default_sampling(self, rows: int) -> Sampling:
         return self.engine.default_sampling(rows)
 
+    def release(self, slot: int) -> None:
+        self.engine.release(slot)
+
     def step(self, inputs: StepInputs, *, transcribe: bool = True) -> StepOutputs:
         began = time.thread_time()
         outputs = self.engine.step(inputs)

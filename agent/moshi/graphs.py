@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,18 +39,19 @@ class Graphs:
         self._replays: dict[Plan, Replay] = {}
         self.run_as_they_are = 0  # steps that were not captured
 
-    def prepare(self) -> None:
-        """Capture all plans; steps of the scratch slot alone. Raises RuntimeError where the device doesn't."""
+    def prepare(self, rows: Collection[int] | None = None) -> None:
+        """Capture all plans, or those of these buckets; steps of the scratch slot alone. Raises RuntimeError where the
+        device doesn't."""
         began = time.monotonic()
         try:
-            self._prepare()
+            self._prepare([plan for plan in self._plans() if rows is None or plan.rows in rows])
         except RuntimeError:
             self._replays.clear()  # none rather than some
             raise
         log.info("%d steps captured in %.1f s", len(self._replays), time.monotonic() - began)
 
-    def _prepare(self) -> None:
-        for plan in self._plans():
+    def _prepare(self, plans: Sequence[Plan]) -> None:
+        for plan in plans:
             self._frame.idle(plan.rows)
             for _ in range(WARM_UPS):
                 self._frame.run(plan, UNKNOWN)

@@ -82,7 +82,8 @@ class KVRing:
         shape = by_head if self.read_in_place else by_position
         self._stored = per_layer(count, *shape, head_dim, dtype=self._type or dtype)
         self._stored_scales = per_layer(count, *shape, dtype=torch.float32) if kv.kind else None
-        self.pages, self.scales = list(self._stored), list([] if self._stored_scales is None else self._stored_scales)
+        self.pages: list[Tensor] = list(self._stored)
+        self.scales: list[Tensor] = [] if self._stored_scales is None else list(self._stored_scales)
         if not self.read_in_place:
             self.pages = [pages.permute(0, 2, 3, 1, 4) for pages in self.pages]
             self.scales = [scales.permute(0, 2, 3, 1) for scales in self.scales]
@@ -279,7 +280,8 @@ class RingStep:
 
 def _by_head(both: Tensor, which: int) -> Tensor:
     """Keys (0) or values (1) of both [B, positions, 2, heads, head_dim], as attention takes them."""
-    return both[:, :, which].transpose(1, 2)
+    out: Tensor = both[:, :, which].transpose(1, 2)
+    return out
 
 
 class PagedRows:

@@ -23,8 +23,9 @@ def make_noise_model(name: str, config: Mapping[str, Any], mimi_config: Mapping[
     with torch.device("meta"):
         lm, mimi = LanguageModel(LMConfig.from_dict(config)), Mimi(MimiConfig.from_dict(mimi_config))
     in_8_bits = maps(lm) if weights else {}
-    draw = torch.Generator(device if device.type != "meta" else "cpu").manual_seed(seed)
+    draw = torch.Generator(device if device.type != "meta" else "cpu")
     for module, kept in ((lm, dtype), (mimi, torch.float32)):
+        draw.manual_seed(seed)  # so that models of one codec hear alike
         for path, meta in module.state_dict().items():
             tensor = torch.empty_strided(meta.shape, meta.stride(), dtype=kept, device=device)
             if device.type != "meta":
