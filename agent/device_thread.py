@@ -16,6 +16,7 @@ from agent.admission import Load
 from agent.engine import Engine, Sampling, StepInputs, StepOutputs
 from agent.monologue import FREE, Command, Force, Monologue, Outcome
 from agent.scheduler import Frame, Scheduler
+from agent.sound import from_s16le, to_s16le
 from calls.priority import STEP, before_others
 from calls.wire import FORCED, MUTED, SamplingSettings, Step
 
@@ -23,8 +24,6 @@ BEHIND = 0.6  # of a frame's length that a frame may wait before the caller's wo
 MAX_COMMANDS = 32  # that wait for a call's next frame
 
 log = logging.getLogger(__name__)
-
-Samples = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,6 @@ class Seat:
 
 def now_us() -> int:
     return time.monotonic_ns() // 1000
-
-
-def to_s16le(pcm: Samples) -> bytes:
-    """Float samples, clipped to [-1, 1), as 16-bit little-endian; the inverse of `from_s16le`, bit for bit."""
-    return np.rint(pcm * 32768).clip(-32768, 32767).astype("<i2").tobytes()
-
-
-def from_s16le(data: bytes) -> Samples:
-    return np.frombuffer(data, "<i2").astype(np.float32) * np.float32(1 / 32768)
 
 
 class DeviceThread:
@@ -259,6 +249,8 @@ def _inputs(engine: Engine, due: list[_Due]) -> StepInputs:
         inputs.text_mode[row], inputs.forced_text[row] = one.force.text_mode, one.force.forced_text
         if one.force.muted:
             inputs.forced_audio[row] = engine.silence
+        if one.force.codes:
+            inputs.forced_audio[row, :len(one.force.codes)] = one.force.codes
         if one.given is not None:
             inputs.forced_text[row] = one.given.text
             inputs.forced_audio[row] = [-1 if code is None else code for code in one.given.agent_codes]
@@ -292,7 +284,8 @@ def _deliver(due: list[_Due], outputs: StepOutputs, began_us: int, in_step_us: i
             us_waited=max(0, began_us - frame.arrived_us),
             us_in_step=in_step_us,
         )
-        seat.deliver(Stepped(step, to_s16le(outputs.pcm[row]), tuple(one.outcomes)))
+        pcm = to_s16le(outputs.pcm[row]) if force.pcm is None else force.pcm
+        seat.deliver(Stepped(step, pcm, tuple(one.outcomes)))
 
 
 def _codes(row: npt.NDArray[np.int64]) -> tuple[int | None, ...]:

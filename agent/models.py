@@ -11,13 +11,16 @@ import numpy as np
 import torch
 
 from agent.engine import EchoEngine, MoshiEngine, StepInputs, measure_threads
+from agent.monologue import word_splitter
 from agent.moshi.checkpoint import Model, load_model
 from agent.moshi.graphs import Capture, CudaCapture
 from agent.moshi.kv import KVSettings
 from agent.moshi.quantised import EightBits
 from agent.moshi.random_model import make_random_model
+from agent.moshi.speech import SpeechError, load_speech
 from agent.moshi.text import Tokenizer
 from agent.moshi.transcribe import lag_frames
+from agent.synthesis import Synthesiser
 from agent.worker import Served
 from calls.settings import RANDOM, Settings, SettingsError
 
@@ -48,7 +51,7 @@ def load_models(settings: Settings) -> dict[str, Served]:
     if stt is not None and stt.tokenizer_path is not None:
         transcript = Tokenizer(stt.tokenizer_path), lag_frames(stt)
         log.info("callers' words are written by %s", settings.stt if settings.stt != AUTO else stt.name)
-    models = {settings.model_name: Served(engine, tokenizer, transcript)}
+    models = {settings.model_name: Served(engine, tokenizer, transcript, load_synthesiser(settings, model, tokenizer))}
     if settings.echo_slots:
         models[ECHO] = Served(EchoEngine(slots=settings.echo_slots), None)
     return models
@@ -112,6 +115,22 @@ def load_stt_model(settings: Settings, agent: Model) -> Model | None:
         if not (source / "config.json").is_file():
             return None
     return load_model(source, device=agent.device, dtype=agent.lm.dtype, weights=eight_bits(settings.weights))
+
+
+def load_synthesiser(settings: Settings, agent: Model, tokenizer: Tokenizer | None) -> Synthesiser | None:
+    """The text-to-speech model in whose voice lines are said, where the settings name one. Raises CheckpointError."""
+    if settings.tts_model is None:
+        return None
+    if tokenizer is None or not agent.lm.config.agent_codebooks:
+        raise SettingsError(f"TANDEM_TTS_MODEL: {agent.name} says nothing, so nothing is said in its place")
+    try:
+        speech = load_speech(settings.tts_model, settings.tts_voice, device=agent.device,
+                             dtype=torch.float32 if agent.device.type == "cpu" else None)
+        synthesiser = Synthesiser(speech, agent, word_splitter(tokenizer))
+    except SpeechError as error:
+        raise SettingsError(f"TANDEM_TTS_MODEL: {error}") from None
+    log.info("lines are said by %s", speech.name)
+    return synthesiser
 
 
 def eight_bits(setting: Literal["auto", "int8", "fp8"]) -> EightBits | None:

@@ -19,6 +19,10 @@ What a command does depends on what is being done:
     release   "released"    free again         the hold after it is off       "released"
 
 Each command has one outcome; `Outcome.outcome` is one of OUTCOMES.
+
+A line may come in another voice (agent/saying.py): then it begins when that voice is ready for it, and if it isn't
+within LONGEST_START frames, or can't say it, the agent says the line itself. Where the voice falls behind in the middle
+the agent is silent; after LONGEST_STALL such frames together, or when it fails, the line ends: "refused".
 """
 
 from __future__ import annotations
@@ -30,8 +34,11 @@ from enum import Enum, StrEnum
 from typing import Final, assert_never
 
 from agent.moshi.text import EPAD, PAD, WORD_MARK, Tokenizer
+from agent.saying import Saying
 from agent.step import TextMode
 
+LONGEST_START: Final = 125  # frames that a line in another voice is waited for
+LONGEST_STALL: Final = 25  # frames together in which such a voice may have nothing
 LONGEST_GAP: Final = 8  # frames between two words of a line in which the model may choose its EPAD
 MAX_WAITING: Final = 4  # lines that wait while another one is said
 MAX_PIECES: Final = 512  # of a line
@@ -56,6 +63,7 @@ class Command:
     action: Action
     text: str = ""
     mute: bool = False
+    saying: Saying | None = None  # of `say`: in another voice
 
 
 @dataclass(frozen=True)
@@ -71,15 +79,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Force:
-    """What the next frame's text is told; a forced token wins over the mode. `muted`: the codes are silence's."""
+    """What the next frame's text is told; a forced token wins over the mode. `muted`: the codes are silence's. `codes`:
+    the agent's, -1 where free; none: free. `pcm`: what is heard in place of the agent's sound."""
 
     text_mode: TextMode = TextMode.FREE
     forced_text: int = -1
     muted: bool = False
+    codes: tuple[int, ...] = ()
+    pcm: bytes | None = None
 
 
 FREE: Final = Force()
 _EPAD: Final = Force(forced_text=EPAD)
+_STALLED: Final = Force(forced_text=PAD, muted=True)
 
 
 class _Phase(Enum):
@@ -115,6 +127,9 @@ class _Line:
     piece: int = 0
     gap: int = 0  # frames since the last word
     first_k: int = -1
+    saying: Saying | None = None
+    waits_from: int = -1  # since which frame it could begin, if its voice were ready
+    stalled: int = 0  # frames since its voice had something
 
     def __post_init__(self) -> None:
         if self.whispered:  # silent text is read, not spoken: it needs no time between words
@@ -149,7 +164,7 @@ class Monologue:
 
     def force(self, k: int) -> Force:
         """What frame k is told."""
-        if self._active is None and self._waiting:
+        if self._active is None and self._waiting and _may_begin(self._waiting[0], k):
             self._active = self._waiting.popleft()
         match self._active:
             case _Speak() as speak:
@@ -172,8 +187,15 @@ class Monologue:
                     return []
                 self._active = None
                 return [Outcome(speak.id, "spoke", speak.first_k, k)]
+            case _Line(saying=Saying() as saying) as line if line.stalled:
+                if not saying.failed and line.stalled < LONGEST_STALL:
+                    return []
+                self._active = None
+                saying.cancel()
+                why = saying.failed or "the voice fell behind for too long"
+                return [Outcome(line.id, "refused", line.first_k, k, why)]
             case _Line() as line:
-                if not _advance(line, text):
+                if not (_advance(line, text) if line.saying is None else line.saying.over):
                     return []
                 self._active = None
                 return [Outcome(line.id, "whispered" if line.whispered else "said", line.first_k, k)]
@@ -196,19 +218,28 @@ class Monologue:
 
     def _line(self, command: Command, k: int) -> list[Outcome]:
         words = self._words_of(command.text)
-        if not words:
-            return [Outcome(command.id, "refused", k, k, "there is nothing in it that the model can say")]
-        if sum(map(len, words)) > MAX_PIECES:
-            return [Outcome(command.id, "refused", k, k, f"longer than {MAX_PIECES} pieces of words")]
-        if len(self._waiting) == MAX_WAITING:
-            return [Outcome(command.id, "refused", k, k, f"{MAX_WAITING} lines wait already")]
-        self._waiting.append(_Line(command.id, words, command.action is Action.WHISPER))
+        refused = self._why_not(words)
+        if refused:
+            if command.saying is not None:
+                command.saying.cancel()
+            return [Outcome(command.id, "refused", k, k, refused)]
+        self._waiting.append(_Line(command.id, words, command.action is Action.WHISPER, saying=command.saying))
         return []
+
+    def _why_not(self, words: list[list[int]]) -> str:
+        if not words:
+            return "there is nothing in it that the model can say"
+        if sum(map(len, words)) > MAX_PIECES:
+            return f"longer than {MAX_PIECES} pieces of words"
+        return f"{MAX_WAITING} lines wait already" if len(self._waiting) == MAX_WAITING else ""
 
     def _cut(self, k: int, outcome: str = "superseded") -> list[Outcome]:
         """Whatever is being said, and what waits; and a hold whose first frame hasn't come yet."""
         begun = [self._active] if self._active is not None else []
         cut = [Outcome(one.id, outcome, k if one.first_k < 0 else one.first_k, k) for one in (*begun, *self._waiting)]
+        for one in (*begun, *self._waiting):
+            if isinstance(one, _Line) and one.saying is not None:
+                one.saying.cancel()
         self._active = None
         self._waiting.clear()
         return cut + (self._drop_hold(k, outcome) if self._hold is not None and not self._hold.told else [])
@@ -218,7 +249,22 @@ class Monologue:
         return [Outcome(hold.id, outcome, k, k)] if hold is not None and not hold.told else []
 
 
+def _may_begin(line: _Line, k: int) -> bool:
+    """Whether its voice is ready; one that won't be leaves the line to the agent's own."""
+    if line.saying is None or line.saying.ready:
+        return True
+    line.waits_from = k if line.waits_from < 0 else line.waits_from
+    if line.saying.failed or k - line.waits_from >= LONGEST_START:
+        line.saying.cancel()
+        line.saying = None
+    return line.saying is None
+
+
 def _of_line(line: _Line) -> Force:
+    if line.saying is not None:
+        step = line.saying.next()
+        line.stalled = line.stalled + 1 if step is None else 0
+        return _STALLED if step is None else Force(forced_text=step.text, codes=step.codes, pcm=step.pcm)
     if line.phase is _Phase.EPAD:
         return _EPAD
     if line.phase is _Phase.GAP:

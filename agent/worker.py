@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Literal
+from weakref import WeakSet
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -27,6 +28,8 @@ from agent.engine import Engine
 from agent.monologue import Action, Command, Monologue, word_splitter
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
+from agent.saying import Saying
+from agent.synthesis import Synthesiser
 from agent.worker_history import binary, check_given, past_of
 from calls import draining, wire
 from calls.log_context import current_call
@@ -59,6 +62,7 @@ class Served:
     engine: Engine
     tokenizer: Tokenizer | None  # None: the model has no text
     transcript: tuple[Tokenizer, int] | None = None  # of speech-to-text: its tokenizer, its lag in frames
+    synthesiser: Synthesiser | None = None  # in whose voice lines are said; None: the agent's own
 
 
 @dataclass(eq=False)
@@ -79,6 +83,7 @@ class _Call:
     too_slow: bool = False
     finished: bool = False  # its bridge said that the call is over
     asked_at: float = -math.inf  # to go elsewhere
+    sayings: WeakSet[Saying] = field(default_factory=WeakSet)  # lines in another voice that may be under way
 
 
 class Worker:
@@ -106,8 +111,10 @@ class Worker:
         """Serve until `stop`; then drain. Raises what an engine raised, if one did."""
         settings = self._settings
         before_others(STEP)
-        for device in self._devices.values():
-            device.start()
+        threads: list[DeviceThread | Synthesiser] = [*self._devices.values()]
+        threads += [served.synthesiser for served in self._models.values() if served.synthesiser is not None]
+        for thread in threads:
+            thread.start()
         async with await self._listen() as server:
             self.url = settings.worker_url or _own_url(server, settings.worker_host)
             log.info("worker ready at %s with %s", self.url, ", ".join(
@@ -120,8 +127,8 @@ class Worker:
                 heart.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await heart
-                for device in self._devices.values():
-                    await asyncio.to_thread(device.stop)
+                for thread in threads:
+                    await asyncio.to_thread(thread.stop)
                 with contextlib.suppress(RoutingUnavailable, RedisError):
                     await self._registry.leave(self._admission.worker, self._admission.epoch)
                 await self._traces.close()
@@ -262,6 +269,8 @@ class Worker:
                 log.warning("call %s: its bridge took messages too slowly", call.lease.call)
         finally:
             dropped = call.device.leave(seat)
+            for saying in call.sayings:
+                saying.cancel()
             if self._calls.get(call.lease.call) is call:
                 del self._calls[call.lease.call]
             self._left.set()
@@ -381,10 +390,20 @@ class Worker:
         outcome, why = "refused", "too many controls wait for the call's next frame"
         if call.tokenizer is None and control.action != "set":
             outcome, why = "unsupported", "this model has no text"
-        elif call.device.command(seat, _command(control)):
+        elif call.device.command(seat, self._command(call, control)):
             return
         k = max(call.last_k, 0)
         self._post(call, wire.encode(wire.Outcome(control.id, outcome, k, k, why)))
+
+    def _command(self, call: _Call, control: wire.Control) -> Command | Resampling:
+        if control.action == "set":
+            return Resampling(control.id, control.sampling or wire.SamplingSettings())
+        synthesiser, saying = self._models[call.lease.model].synthesiser, None
+        if control.action == "say" and synthesiser is not None:
+            saying = synthesiser.say(control.text)
+        if saying is not None:
+            call.sayings.add(saying)
+        return Command(control.id, Action(control.action), control.text, control.mute, saying)
 
     async def _finish(self, call: _Call) -> None:
         """The call is over: the word that its end cut short goes out, and a close that says that all is said."""
@@ -425,12 +444,6 @@ class Worker:
         except asyncio.QueueFull:
             call.too_slow = True
             call.connection.transport.abort()
-
-
-def _command(control: wire.Control) -> Command | Resampling:
-    if control.action == "set":
-        return Resampling(control.id, control.sampling or wire.SamplingSettings())
-    return Command(control.id, Action(control.action), control.text, control.mute)
 
 
 async def _or_refused(work: Awaitable[None]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from websockets.asyncio.server import ServerConnection
 
-from agent.device_thread import from_s16le
+from agent.sound import from_s16le
 from agent.step import ModelInfo, Past
 from calls import wire
 

@@ -7,6 +7,7 @@ import os
 
 MEDIA = -15  # a call's clock: little work, every 20 ms
 STEP = -12  # a worker's step: much work, every 80 ms
+BESIDE_STEPS = 5  # what a worker makes ahead of its steps
 
 
 def before_others(niceness: int) -> None:

@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     stt: str = Field("auto", min_length=1, description="speech-to-text model for callers' words, beside the agent's: "
                      "`auto` (the agent's own, in its folder `stt`), `off`, a folder or a Hugging Face repository; it "
                      "must hear by the same Mimi")
+    tts_model: str | None = Field(None, description="text-to-speech model in whose voice lines are said in calls "
+                                  "(`say`, also of rules and notices): a folder or a Hugging Face repository in "
+                                  "Kyutai's layout; none: the agent's own (docs/speech.md)")
+    tts_voice: Path | None = Field(None, description="file of its voice, where it needs one, as in kyutai/tts-voices")
     voices: Path | None = Field(None, description="folder of voices for models that were taught such: `NAME.wav` (or "
                                 ".flac, .mp3, .ogg), `NAME.pt` as NVIDIA publishes them (docs/personas.md)")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`")

@@ -43,6 +43,10 @@ MOST_FRAMES = 1500  # of one speech: two minutes
 _BREAK = re.compile(r'<break\s+time="([0-9]+(?:\.[0-9]*)?)s"\s*/?>|\s+')
 
 
+# codes [codebooks] of a frame of sound; words that began, each with the frame in which its sound does
+Step = tuple[Tensor, tuple[tuple[int, str], ...]]
+
+
 class SpeechError(ValueError):
     """One line that says why a text isn't spoken."""
 
@@ -53,6 +57,7 @@ class Word:
 
     tokens: list[int]
     padding: int = 0
+    text: str = ""
 
 
 @dataclass
@@ -62,6 +67,7 @@ class Script:
     words: deque[Word]
     words_ahead: int = 0
     ended: bool = False  # all words have begun
+    begun: list[str] = field(default_factory=list)  # words that did, until somebody takes them away
     _left: int = FIRST_PADDING  # steps in which it may still pad
     _forced: int = FIRST_PADDING  # in which it must
     _queued: deque[int] = field(default_factory=deque)
@@ -87,6 +93,7 @@ class Script:
         if not word.tokens:
             return False
         self._queued.extend(word.tokens)
+        self.begun.append(word.text)
         self._left = MOST_PADDING
         if self.words_ahead:
             later = [each.tokens for each in self.words if each.tokens]
@@ -123,7 +130,7 @@ class Speech:
             if word:
                 first = self.model.speech.speaker is not None and not any(each.tokens for each in found)
                 tokens = [MAIN_SPEAKER] * first + self.tokenizer.encode(word)
-                found.append(Word(tokens, BETWEEN + len(tokens) - 1))
+                found.append(Word(tokens, BETWEEN + len(tokens) - 1, word))
 
         at = 0
         for match in _BREAK.finditer(text):
@@ -136,9 +143,15 @@ class Speech:
             raise SpeechError("there are no words to say")
         return found
 
-    @torch.inference_mode()
     def codes(self, text: str, *, seed: int = 0, temperature: float = TEMPERATURE) -> Iterator[Tensor]:
         """Frames of codes [codebooks], as they come. Raises SpeechError."""
+        for codes, _ in self.steps(text, seed=seed, temperature=temperature):
+            yield codes
+
+    @torch.inference_mode()
+    def steps(self, text: str, *, seed: int = 0, temperature: float = TEMPERATURE) -> Iterator[Step]:
+        """Frames of codes [codebooks], and with each the words that began in the text meanwhile, ahead of their sound.
+        Raises SpeechError."""
         model, config = self.model, self.model.speech
         lm, device = config.lm, model.device
         codebooks = min(lm.generated_codebooks, self.codec.config.codebooks)
@@ -146,6 +159,7 @@ class Speech:
         script, memory = Script(deque(self.words(text)), config.words_ahead), Memory(model, MOST_FRAMES)
         read = (torch.tensor([lm.text_initial_token]), torch.tensor([ZERO_TOKEN]))
         taken: list[Tensor] = []  # of each step [generated codebooks]
+        begun: list[tuple[int, str]] = []
         last = None
         heat, most = torch.full((1,), temperature, device=device), torch.full((1,), TEXT_TOP_K, device=device)
         tiers = (tier_of(TEXT_TOP_K),) if temperature else ()
@@ -157,6 +171,8 @@ class Speech:
             keys = draw_keys(torch.tensor([seed], device=device), torch.tensor([step], device=device), 1 + codebooks)
             sampled = int(draw(model.text_logits(x), heat, most, keys[:, 0], tiers))
             text_token, ahead = script.take(sampled)
+            begun += [(step, word) for word in script.begun]
+            script.begun.clear()
             read = torch.tensor([text_token]), torch.tensor([ahead])
             frame = torch.full((lm.generated_codebooks,), ZERO_TOKEN, device=device)
             if step >= config.delay_frames:
@@ -168,7 +184,8 @@ class Speech:
             taken.append(frame)
             done = step - max(delays)  # the frame that this step completes
             if done >= config.delay_frames:
-                yield torch.stack([taken[done + delay][k] for k, delay in enumerate(delays)])
+                yield torch.stack([taken[done + delay][k] for k, delay in enumerate(delays)]), tuple(begun)
+                begun.clear()
             if script.ended and last is None:
                 last = step + config.delay_frames + LAST_FRAMES
             if last is not None and step + 1 >= last:

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from agent.device_thread import MAX_COMMANDS, DeviceThread, Resampling, Seat, Stepped, from_s16le, to_s16le
+from agent.device_thread import MAX_COMMANDS, DeviceThread, Resampling, Seat, Stepped
 from agent.engine import MoshiEngine, TextMode
 from agent.monologue import Action, Command, Monologue, Outcome, word_splitter
 from agent.moshi.checkpoint import BUNDLED, load_model
 from agent.moshi.text import EPAD, PAD, Tokenizer
+from agent.sound import from_s16le, to_s16le
 from agent.step import Past
 from calls.wire import FORCED, MUTED, SamplingSettings
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections import deque
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from speech_models import speech_case, speech_checkpoint
 
 from agent.moshi.checkpoint import CheckpointError
 from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ConfigError
@@ -21,25 +20,14 @@ from agent.moshi.speech_model import Memory
 GOLDEN = Path(__file__).parents[2] / "golden"
 
 
-def _case() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("speech_case", GOLDEN / "speech_case.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-CASE = _case()
+CASE = speech_case()
 EXPECTED: dict[str, Any] = json.loads(CASE.EXPECTED.read_text())
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("speech")
-    for name, config in CASE.CONFIGS.items():
-        CASE.write_checkpoint(folder / name, config, EXPECTED[name]["shapes"])
-    return {name: folder / name for name in CASE.CONFIGS}
+    return {name: speech_checkpoint(folder, name) for name in CASE.CONFIGS}
 
 
 @pytest.fixture(scope="module")
