@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup serve test test-peers soak check bench lock clean
+.PHONY: setup serve test test-peers soak fuzz check bench lock clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,11 @@ test: setup test-peers
 
 soak: setup test-peers
 	$(BIN)/pytest --quiet -m soak
+
+# Broken SIP, other messages each time; a seed that broke something is printed with it.
+fuzz: setup test-peers
+	TANDEM_TEST_FUZZ_SEED=$${TANDEM_TEST_FUZZ_SEED:-$$(date +%s)} TANDEM_TEST_FUZZ_MESSAGES=20000 \
+		$(BIN)/pytest --quiet tests/sip/test_fuzz.py tests/sip/edge/test_fuzz.py
 
 check: setup
 	$(BIN)/ruff check .

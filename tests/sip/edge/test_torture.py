@@ -47,3 +47,18 @@ def test_the_edge_answers(sender: Sender, name: str) -> None:
     if name == "bext01":
         assert answer is not None
         assert "noProxiesSupportThis" in answer.values("unsupported")[0]
+
+
+def test_what_is_too_long_for_a_sip_process_is_shortened_or_refused(sender: Sender) -> None:
+    call = octets("esc01")
+    unknown = call.replace(b"esc01.", b"unknown.").replace(b"CSeq", b"X-Long: " + 6000 * b"a" + b"\r\nCSeq")
+    answer = sender.ask(unknown)
+    assert answer is not None
+    assert answer.status == 200
+    for name, length in (("long", 4000), ("longer", 20000)):
+        subject = b"s=" + length * b"a"
+        message = call.replace(b"esc01.", name.encode()).replace(b"s=-", subject).replace(
+            b"Content-Length: 150", b"Content-Length: %d" % (150 + len(subject) - 3))
+        answer = sender.ask(message)
+        assert answer is not None
+        assert answer.status == 513
