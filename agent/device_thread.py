@@ -21,6 +21,7 @@ from calls.priority import STEP, before_others
 from calls.wire import FORCED, MUTED, SamplingSettings, Step
 
 BEHIND = 0.6  # of a frame's length that a frame may wait before the caller's words are left out of its step
+LOOK_S = 0.002  # between two looks at whether a step is over
 MAX_COMMANDS = 32  # that wait for a call's next frame
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,21 @@ class DeviceThread:
             dropped = self._scheduler.leave(seat.slot)
             self._changed.notify()
             return dropped
+
+    def pause(self, seat: Seat) -> None:
+        """Returns when the seat isn't stepped any more, until `resume`; its frames wait. Not on the device thread."""
+        with self._changed:
+            self._scheduler.pause(seat.slot)
+        while True:
+            with self._changed:
+                if seat.slot not in self._stepping:
+                    return
+            time.sleep(LOOK_S)
+
+    def resume(self, seat: Seat) -> None:
+        with self._changed:
+            self._scheduler.pause(seat.slot, paused=False)
+            self._changed.notify()
 
     def _release(self, slot: int) -> None:
         self.engine.release(slot)

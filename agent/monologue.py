@@ -43,8 +43,8 @@ LONGEST_GAP: Final = 8  # frames between two words of a line in which the model 
 MAX_WAITING: Final = 4  # lines that wait while another one is said
 MAX_PIECES: Final = 512  # of a line
 
-OUTCOMES = ("spoke", "held", "said", "whispered", "released", "set", "already", "superseded", "refused", "unsupported",
-            "call_ended")
+OUTCOMES = ("spoke", "held", "said", "whispered", "released", "set", "reprimed", "already", "superseded", "refused",
+            "unsupported", "call_ended")
 
 
 class Action(StrEnum):

@@ -32,6 +32,7 @@ class _Caller(Generic[Payload]):
     expected_us: int  # when its next frame will be complete
     waiting: deque[Frame[Payload]] = field(default_factory=deque)
     dropped: int = 0
+    paused: bool = False
 
 
 class Scheduler(Generic[Payload]):
@@ -69,6 +70,10 @@ class Scheduler(Generic[Payload]):
         caller.expected_us = frame.arrived_us + self.period_us
         return gone
 
+    def pause(self, slot: int, paused: bool = True) -> None:
+        """Its frames wait, and nobody waits for them, until it isn't paused any more."""
+        self._callers[slot].paused = paused
+
     def due(self, now_us: int) -> list[int]:
         """The slots that step now, in ascending order; empty when there is a reason to wait."""
         ready = self._ready()
@@ -100,14 +105,15 @@ class Scheduler(Generic[Payload]):
 
     def _ready(self) -> dict[int, int]:
         """Each ready slot and when its frame was complete."""
-        return {slot: caller.waiting[0].arrived_us for slot, caller in self._callers.items() if caller.waiting}
+        return {slot: caller.waiting[0].arrived_us for slot, caller in self._callers.items()
+                if caller.waiting and not caller.paused}
 
     def _deadline(self, ready: dict[int, int]) -> int:
         """When the ready slots step: when the last slot that is expected within reach should have come."""
         first_us = min(ready.values())
         last_us = first_us + self.gather_us
         expected = [caller.expected_us for slot, caller in self._callers.items()
-                    if slot not in ready and caller.expected_us <= last_us]
+                    if slot not in ready and not caller.paused and caller.expected_us <= last_us]
         # One who should have come by now gets the rest of the window: it is late by jitter, or it is gone for good
         # and then misses its turns: expected_us lies in the past by more than the window.
         awaited = [end for end in expected if end > first_us - self.gather_us]

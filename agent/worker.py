@@ -28,6 +28,7 @@ from agent.engine import Engine
 from agent.monologue import Action, Command, Monologue, word_splitter
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
+from agent.repriming import LastSeconds, reprime
 from agent.saying import Saying
 from agent.synthesis import Synthesiser
 from agent.worker_history import binary, check_given, past_of
@@ -83,6 +84,8 @@ class _Call:
     too_slow: bool = False
     finished: bool = False  # its bridge said that the call is over
     asked_at: float = -math.inf  # to go elsewhere
+    last_seconds: LastSeconds = field(default_factory=LastSeconds)
+    repriming: asyncio.Task[None] | None = None
     sayings: WeakSet[Saying] = field(default_factory=WeakSet)  # lines in another voice that may be under way
 
 
@@ -268,6 +271,8 @@ class Worker:
             if call.too_slow:
                 log.warning("call %s: its bridge took messages too slowly", call.lease.call)
         finally:
+            if call.repriming is not None:  # its slot is still worked on
+                await asyncio.wait({call.repriming})
             dropped = call.device.leave(seat)
             for saying in call.sayings:
                 saying.cancel()
@@ -367,10 +372,12 @@ class Worker:
                         raise wire.WireError(f"frame {k} of {len(pcm)} bytes after frame {call.last_k}; "
                                              f"k must grow, and a frame has {frame_bytes} bytes")
                     call.last_k = k
+                    call.last_seconds.came(k, pcm)
                     call.device.frame(seat, k, pcm)
                 case wire.Follow(step, pcm):
                     check_given(step, pcm, call.last_k, call.device.engine.info)
                     call.last_k = step.k
+                    call.last_seconds.came(step.k, pcm)
                     call.device.frame(seat, step.k, pcm, step)
                 case wire.Ping() as ping:
                     self._post(call, wire.encode(ping))
@@ -390,10 +397,20 @@ class Worker:
         outcome, why = "refused", "too many controls wait for the call's next frame"
         if call.tokenizer is None and control.action != "set":
             outcome, why = "unsupported", "this model has no text"
+        elif control.action == "reprime":
+            if call.repriming is None or call.repriming.done():
+                call.repriming = asyncio.create_task(self._reprime(call, seat, control.id))
+                return
+            outcome, why = "already", ""
         elif call.device.command(seat, self._command(call, control)):
             return
         k = max(call.last_k, 0)
         self._post(call, wire.encode(wire.Outcome(control.id, outcome, k, k, why)))
+
+    async def _reprime(self, call: _Call, seat: Seat, control: str) -> None:
+        outcome, why = await reprime(call.device, seat, call.last_seconds, call.persona)
+        k = call.last_seconds.next_k
+        self._post(call, wire.encode(wire.Outcome(control, outcome, k, k, why)))
 
     def _command(self, call: _Call, control: wire.Control) -> Command | Resampling:
         if control.action == "set":
@@ -422,6 +439,7 @@ class Worker:
 
     def _deliver(self, call: _Call, stepped: Stepped) -> None:
         step = stepped.step
+        call.last_seconds.stepped(step)
         self._post(call, wire.encode(wire.Audio(step.k, stepped.pcm)))
         piece, sampled = map(call.tokenizer.piece, (step.text, step.sampled_text)) if call.tokenizer else ("", "")
         if piece or sampled:

@@ -46,7 +46,8 @@ async def past_of(connection: ServerConnection, layout: wire.StepLayout, info: M
         agent_codes=codes([step.agent_codes for step in steps], info.generated_codebooks),
         caller_codes=codes([step.caller_codes for step in steps], info.caller_codebooks),
         caller_text=np.array([step.caller_text for step in steps], np.int64),
-        heard=sound(heard), missed=sound(missed), whole=not steps or steps[0].k < FIRST_K), last_k
+        heard=sound(heard), missed=sound(missed),
+        whole=not steps or steps[0].k < FIRST_K or history.control_state.get("anew") is True), last_k
 
 
 def check_given(step: wire.Step, pcm: bytes, last_k: int, info: ModelInfo) -> None:

@@ -25,8 +25,8 @@ from calls.destinations import BadAddress, parse_address
 from calls.routing import RoutingUnavailable
 from calls.wire import MAX_LINE, SamplingSettings
 
-Action = Literal["speak", "hold", "say", "whisper", "release", "set", "hang_up", "pause_recording", "resume_recording",
-                 "keys", "hold_call", "resume_call", "transfer", "take_over", "hand_back"]
+Action = Literal["speak", "hold", "say", "whisper", "release", "set", "reprime", "hang_up", "pause_recording",
+                 "resume_recording", "keys", "hold_call", "resume_call", "transfer", "take_over", "hand_back"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 LINES: tuple[Action, ...] = ("say", "whisper")
 ON_THE_LINE: tuple[Action, ...] = ("keys", "hold_call", "resume_call", "transfer")  # by the telephone's side

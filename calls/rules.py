@@ -29,7 +29,8 @@ MOST_RULES = 50
 LONGEST_S = 86400.0
 
 When = Literal["answered", "caller_spoke", "silence", "time", "words", "key", "broken"]
-Does = Literal["speak", "hold", "say", "whisper", "release", "hang_up", "keys", "hold_call", "resume_call", "transfer"]
+Does = Literal["speak", "hold", "say", "whisper", "release", "reprime", "hang_up", "keys", "hold_call", "resume_call",
+               "transfer"]
 
 
 @checked(frozen=True)

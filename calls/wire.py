@@ -41,6 +41,7 @@ TEXT_MODE, FORCED, MUTED = 0x0F, 0x10, 0x20  # in a step's mode: what was barred
 EPAD, PAD = 0, 3  # in a step's text: the next frame begins a word; none begins
 NO_CODE = 65535  # in a step's u16 codes: there was none
 PATH = "/api/call"
+REPRIMED = "reprimed"  # outcome: the agent goes on from its role and the caller's last seconds, from frame k on
 
 
 class WireError(ValueError):
@@ -153,7 +154,7 @@ class Control:
     """What the agent shall do from its next frame on."""
 
     id: ShortText
-    action: Literal["speak", "hold", "say", "whisper", "release", "set"]
+    action: Literal["speak", "hold", "say", "whisper", "release", "set", "reprime"]
     text: Annotated[str, Field(max_length=MAX_LINE)] = ""  # of say and whisper
     mute: bool = False  # of hold
     sampling: SamplingSettings | None = None  # of set

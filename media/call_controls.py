@@ -141,5 +141,5 @@ def _together(before: Control | None, control: Control) -> Control:
 
 
 def _for_worker(control: Control) -> wire.Control:
-    assert control.action in ("speak", "hold", "say", "whisper", "release", "set")
+    assert control.action in ("speak", "hold", "say", "whisper", "release", "set", "reprime")
     return wire.Control(control.id, control.action, control.text, control.mute, control.sampling)

@@ -107,7 +107,8 @@ class Moves:
     def _brought(self, token_log: TokenLog, steps: tuple[wire.Step, ...], *, missed: bool) -> Moved:
         last_k = steps[-1].k if steps else -1
         return Moved(token_log.layout, steps, tuple(
-            (k, pcm) for k, pcm in self._heard if k > max(0, last_k) - WARM_UP_FRAMES and (missed or k <= last_k)))
+            (k, pcm) for k, pcm in self._heard if k > max(0, last_k) - WARM_UP_FRAMES and (missed or k <= last_k)),
+            token_log.anew)
 
     async def _arrived(self, before: str, why: str, steps: int, took_s: float) -> None:
         lease = self._worker.lease

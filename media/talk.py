@@ -38,6 +38,8 @@ class Talk:
                 if self.written is not None:
                     self.written.step(message)
                 self._latency.stepped(message.k, message.us_waited / 1e6, message.us_in_step / 1e6)
+            case wire.Outcome(outcome=wire.REPRIMED, k=k):
+                self.token_log.begin_anew(k)
             case wire.Text():
                 if self.written is not None:
                     self.written.text(message)

@@ -24,7 +24,7 @@ from media.recorder import Taped
 MOST_TAPS = 8  # of one call
 IN_HAND = 3  # pieces of an operator's voice that wait before the caller hears the first
 MOST_WAITING = 10  # above it the oldest are dropped: 200 ms
-AGENTS_OWN: tuple[Action, ...] = ("speak", "hold", "say", "whisper", "release")  # not while an operator talks
+AGENTS_OWN: tuple[Action, ...] = ("speak", "hold", "say", "whisper", "release", "reprime")  # not while others talk
 
 
 class TapRefused(Exception):

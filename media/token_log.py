@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,6 +51,7 @@ class TokenLog:
         self.layout = layout
         self._rows: deque[tuple[int, bytes]] = deque(maxlen=kept_steps)
         self._pending: deque[tuple[int, bytes]] = deque(maxlen=PENDING)
+        self._anew_from: int | None = None
 
     def add(self, step: wire.Step) -> None:
         """Take the step of a frame that may be heard soon; k rises."""
@@ -65,13 +66,26 @@ class TokenLog:
         """What was on its way to the caller never arrives."""
         self._pending.clear()
 
+    def begin_anew(self, k: int) -> None:
+        """From frame k on the agent knows nothing of the steps before."""
+        self._anew_from = k
+
+    @property
+    def anew(self) -> bool:
+        return self._anew_from is not None
+
     def steps(self) -> tuple[wire.Step, ...]:
         """The steps that were heard, for a worker that has to rebuild the call."""
-        return tuple(self.layout.unpack(row) for _, row in self._rows)
+        return self._known(self._rows)
 
     def all_steps(self) -> tuple[wire.Step, ...]:
         """Those and the ones on their way to the caller, for a worker that follows the one that has the call."""
-        return self.steps() + tuple(self.layout.unpack(row) for _, row in self._pending)
+        return self.steps() + self._known(self._pending)
+
+    def _known(self, rows: Iterable[tuple[int, bytes]]) -> tuple[wire.Step, ...]:
+        """Those that the agent knows of."""
+        first_k = self._anew_from or 0
+        return tuple(self.layout.unpack(row) for k, row in rows if k >= first_k)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -38,6 +38,7 @@ class Moved:
     layout: wire.StepLayout
     steps: tuple[wire.Step, ...]
     heard: tuple[tuple[int, bytes], ...]
+    anew: bool = False  # these are all steps since the agent was begun anew
 
 
 class WorkerLink:
@@ -74,7 +75,7 @@ class WorkerLink:
                 await connection.send(wire.encode(opening))
                 ready = _expect_ready(_decode(await connection.recv(), None))
                 if moved is not None and moved.layout == ready.layout:
-                    past = wire.History(moved.steps, {"heard": len(moved.heard)})
+                    past = wire.History(moved.steps, {"heard": len(moved.heard), "anew": moved.anew})
                     await connection.send(wire.encode(past, ready.layout))
                     for k, pcm in moved.heard:
                         await connection.send(wire.encode(wire.Audio(k, pcm)))

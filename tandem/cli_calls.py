@@ -75,6 +75,12 @@ def call_release(call_id: CallId) -> None:
     give_control(call_id, "release")
 
 
+@call.command("reprime")
+def call_reprime(call_id: CallId) -> None:
+    """Begin the agent anew, with its role and the caller's last seconds: for one that talks nonsense."""
+    give_control(call_id, "reprime")
+
+
 @call.command("set")
 def call_set(
     call_id: CallId,

@@ -117,7 +117,7 @@ def chat(settings: Settings) -> None:
     from media.chat.bridge import ChatBridge
 
     async def run() -> None:
-        async with _redis(settings) as redis:
+        async with _alive(settings), _redis(settings) as redis:
             bridge = ChatBridge(settings, redis, secret(settings).encode(), key)
             _on_signal(bridge.stop)
             await bridge.run()

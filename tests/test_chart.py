@@ -24,7 +24,8 @@ GIVEN = ("existingSecret=tandem-secrets", "networkPolicy.nodes={10.0.0.0/8}")
 MOST = ("workers.nano.autoscaling.enabled=true", "web.ingress.enabled=true", "web.ingress.host=voice.example",
         "web.ingress.tlsSecret=voice-tls", "image.pullSecrets={registry}", "settings.recording_codec=opus",
         "workers.big.model=moshiko", "workers.big.slots=32", "workers.big.echoSlots=0", "workers.big.gpus=1",
-        "workers.big.drainS=120", "workers.big.replicas=3")
+        "workers.big.drainS=120", "workers.big.replicas=3", "chat.enabled=true", "chat.ingress.enabled=true",
+        "chat.ingress.host=chat.example", "chat.ingress.tlsSecret=chat-tls")
 
 Manifests = dict[tuple[str, str], dict[str, Any]]
 
@@ -113,7 +114,8 @@ def test_its_settings_can_be_read_by_us(all_of_it: Manifests, monkeypatch: pytes
 
 
 def test_secrets_are_referred_to_and_never_written(all_of_it: Manifests) -> None:
-    secret = {"TANDEM_REDIS_URL", "TANDEM_DATABASE_URL", "TANDEM_SECRET", "TANDEM_METRICS_TOKEN", "TANDEM_TURN_SECRET"}
+    secret = {"TANDEM_REDIS_URL", "TANDEM_DATABASE_URL", "TANDEM_SECRET", "TANDEM_METRICS_TOKEN", "TANDEM_TURN_SECRET",
+              "TANDEM_CHAT_KEY"}
     assert not [kind for kind, _ in all_of_it if kind == "Secret"]
     for pod in pods(all_of_it).values():
         for name, entry in environment(pod).items():
@@ -146,14 +148,30 @@ def test_of_each_role_at_most_one_is_taken_away_at_a_time(all_of_it: Manifests) 
 
 
 def test_only_bridges_reach_workers_and_nobody_the_persister(all_of_it: Manifests) -> None:
-    for role in ("worker-nano", "worker-big", "web", "persist"):
+    for role in ("worker-nano", "worker-big", "web", "persist", "chat"):
         policy = all_of_it["NetworkPolicy", role]["spec"]
         labels = all_of_it["Deployment", role]["spec"]["template"]["metadata"]["labels"]
         assert policy["podSelector"]["matchLabels"].items() <= labels.items()
         assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert all_of_it["NetworkPolicy", "persist"]["spec"]["ingress"] == []
     [rule] = all_of_it["NetworkPolicy", "worker-big"]["spec"]["ingress"]
-    assert rule["from"] == [{"ipBlock": {"cidr": "10.0.0.0/8"}}]
+    nodes, chats = rule["from"]
+    assert nodes == {"ipBlock": {"cidr": "10.0.0.0/8"}}
+    labels = all_of_it["Deployment", "chat"]["spec"]["template"]["metadata"]["labels"]
+    assert chats["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def test_chats_are_there_where_they_are_wanted_and_nobody_else_has_their_key(plain: Manifests, all_of_it: Manifests
+                                                                             ) -> None:
+    assert ("Deployment", "chat") not in plain
+    assert pods(all_of_it)["chat"]["containers"][0]["args"] == ["chat"]
+    holders = {name for name, pod in pods(all_of_it).items() if "TANDEM_CHAT_KEY" in environment(pod)}
+    assert holders == {"chat"}
+    reached = all_of_it["NetworkPolicy", "chat"]["spec"]
+    assert reached["egress"][-1]["ports"] == [{"port": 8998, "protocol": "TCP"}]
+    [rule] = all_of_it["Ingress", "chat"]["spec"]["rules"]
+    assert rule["host"] == "chat.example"
+    assert all_of_it["Ingress", "web"]["spec"]["tls"] == [{"secretName": "voice-tls", "hosts": ["voice.example"]}]
 
 
 def test_workers_are_scaled_by_their_models_free_slots(all_of_it: Manifests) -> None:

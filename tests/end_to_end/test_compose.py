@@ -19,6 +19,8 @@ from typing import IO, Any
 import pytest
 import yaml
 from call_peers import free_port
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 from sip.phone import phone
 
@@ -37,10 +39,10 @@ def _compose() -> dict[str, Any]:
     return dict(yaml.safe_load(text))
 
 
-def _ours(*, edge: bool = False) -> dict[str, dict[str, Any]]:
-    """Services of our images; the edge is asked for by its profile."""
+def _ours(*profiles: str) -> dict[str, dict[str, Any]]:
+    """Services of our images; some are asked for by their profile."""
     return {name: service for name, service in _compose()["services"].items()
-            if service.get("image", "").startswith("tandem") and (edge or "profiles" not in service)}
+            if service.get("image", "").startswith("tandem") and set(service.get("profiles", ())) <= set(profiles)}
 
 
 def test_the_example_names_all_secrets_that_the_file_asks_for() -> None:
@@ -60,7 +62,7 @@ def test_nothing_listens_wider_than_loopback_and_no_secret_is_written_down() -> 
 def test_the_image_has_what_its_roles_need() -> None:
     docker = (ROOT / "deploy" / "Dockerfile").read_text()
     targets = re.findall(r"^FROM \S+ AS (\w+)$", docker, re.M)
-    assert {service["build"]["target"] for service in _ours(edge=True).values()} == {
+    assert {service["build"]["target"] for service in _ours("edge", "chat").values()} == {
         "roles", "worker", "edge"} <= set(targets)
     left_out = set((ROOT / ".dockerignore").read_text().split())
     for folder in ("agent", "calls", "media", "sip", "admin", "tandem", "migrations", "models"):
@@ -87,13 +89,16 @@ def test_the_small_image_has_what_its_roles_import(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("redis", "store")
 async def test_its_services_together_take_a_call(redis_url: str, database_url: str, tmp_path: Path) -> None:
-    ports = {"TANDEM_SIP_PORT": free_port(), "TANDEM_WEB_PORT": free_port(), "TANDEM_RTP_PORT": 27000}
+    ports = {"TANDEM_SIP_PORT": free_port(), "TANDEM_WEB_PORT": free_port(), "TANDEM_RTP_PORT": 27000,
+             "TANDEM_CHAT_PORT": free_port()}
     here = {"TANDEM_REDIS_URL": redis_url, "TANDEM_DATABASE_URL": database_url, "TANDEM_DATA_DIR": str(tmp_path),
-            "TANDEM_WORKER_PORT": "0", "TANDEM_THREADS": "1", **{name: str(port) for name, port in ports.items()}}
+            "TANDEM_WORKER_PORT": "0", "TANDEM_THREADS": "1", "TANDEM_CHAT_KEY": "k" * 32,
+            **{name: str(port) for name, port in ports.items()}}
     clean = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")}
     running: dict[str, subprocess.Popen[bytes]] = {}
-    services = _ours()
-    assert set(services) == {"migrate", "worker", "sip", "webrtc", "web", "persist"}
+    assert set(_ours()) == {"migrate", "worker", "sip", "webrtc", "web", "persist"}
+    services = _ours("chat")
+    assert set(services) - set(_ours()) == {"chat"}
     log = (tmp_path / "log").open("wb")
     try:
         for name, service in services.items():
@@ -107,6 +112,11 @@ async def test_its_services_together_take_a_call(redis_url: str, database_url: s
         report = await phone(f"sip:agent@127.0.0.1:{ports['TANDEM_SIP_PORT']}", seconds=3, codec="pcmu")
         assert report.status == 200
         assert report.packets_received > 100
+        chats = f"ws://127.0.0.1:{ports['TANDEM_CHAT_PORT']}/api/chat"
+        with pytest.raises(InvalidStatus, match="401"):
+            await connect(chats)
+        async with connect(f"{chats}?key={'k' * 32}") as chat:
+            assert (await chat.recv())[0] == 0, "a handshake"
         for process in running.values():
             process.send_signal(signal.SIGTERM)
         assert {name: process.wait(END_S) for name, process in running.items()} == dict.fromkeys(running, 0)
@@ -128,7 +138,7 @@ def _until_healthy(port: int, running: dict[str, subprocess.Popen[bytes]]) -> No
     while True:
         with (contextlib.suppress(urllib.error.URLError, OSError),
               urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer):
-            if json.load(answer)["bridges"] == 2:
+            if json.load(answer)["bridges"] == 3:
                 return
         assert {name: process.poll() for name, process in running.items()} == dict.fromkeys(running)
         assert time.monotonic() < deadline

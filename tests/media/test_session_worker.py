@@ -59,6 +59,31 @@ async def test_a_call_whose_worker_is_lost_goes_on_at_another_with_its_memory(be
     assert not bench.leases.held
 
 
+async def test_an_agent_that_was_begun_anew_moves_with_what_came_since_alone(bench: Bench) -> None:
+    bench.persona = wire.Persona("You are a waiter.", "host")
+    session, transport = await bench.talking()
+    await bench.frames(transport, 6)
+    results: list[Result] = []
+    bench.worker.outcomes["anew"] = "reprimed"
+    await session.control(Control("call-1", "reprime", id="anew"), results.append)
+    await until(lambda: results)
+    anew_k = results[0].k
+    await bench.frames(transport, 6)
+    async with FakeWorker() as other:
+        bench.leases.url = other.url
+        bench.worker.lose_all()
+        await until(lambda: other.histories)
+        [history] = other.histories
+        assert history.steps
+        assert {step.k >= anew_k for step in history.steps} == {True}
+        assert history.control_state["anew"] is True
+        assert other.opens[0].persona == bench.persona
+        session.hung_up()
+        await session.close(200)
+    assert [(event.action, event.outcome) for event in bench.events.of(ControlTaken)
+            if isinstance(event, ControlTaken)] == [("reprime", "reprimed")]
+
+
 async def test_what_operators_wanted_goes_along(bench: Bench) -> None:
     session, transport = await bench.talking()
     await bench.frames(transport, 3)
@@ -354,7 +379,7 @@ async def test_rules_act_as_an_operator_would_and_stand_in_the_timeline(bench: B
 
 
 async def test_an_agent_that_breaks_stands_in_the_timeline_and_makes_its_rules_due(bench: Bench) -> None:
-    bench.rules = (Rule("broken", "hang_up"),)
+    bench.rules = (Rule("broken", "reprime"), Rule("broken", "hang_up"))
     session, transport = await bench.talking()
     await bench.frames(transport, 2)
     for k in range(2, WINDOW + HOLD_STEPS + 2):
@@ -367,5 +392,5 @@ async def test_an_agent_that_breaks_stands_in_the_timeline_and_makes_its_rules_d
     noted = [(event.what, event.text) for event in bench.events.of(LineNoted) if isinstance(event, LineNoted)]
     assert noted == [("broken", "gibberish")]
     taken = [(event.by, event.action) for event in bench.events.of(ControlTaken) if isinstance(event, ControlTaken)]
-    assert taken == [("rule 1: broken", "hang_up")]
+    assert set(taken) == {("rule 1: broken", "reprime"), ("rule 2: broken", "hang_up")}
     assert bench.events.ended.reason is EndReason.AGENT_HUNG_UP

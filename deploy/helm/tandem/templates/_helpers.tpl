@@ -24,12 +24,14 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{ .Values.data.existingClaim | default (printf "%s-data" (include "tandem.fullname" .)) }}
 {{- end }}
 
-{{/* The environment of a role: (dict "root" $ "settings" (dict …)); the settings given here win over those of all. */}}
+{{/* The environment of a role: (dict "root" $ "settings" (dict …) "secrets" (dict …)); the settings given here win over
+     those of all; `secrets` are variables of this role alone, by the Secret's keys. */}}
 {{- define "tandem.env" -}}
 {{- $secret := required "existingSecret: name the Secret with redis-url, database-url and secret" .root.Values.existingSecret -}}
 - name: POD_IP
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
-{{- range $variable, $key := dict "REDIS_URL" "redis-url" "DATABASE_URL" "database-url" "SECRET" "secret" }}
+{{- $own := .secrets | default dict }}
+{{- range $variable, $key := merge (dict "REDIS_URL" "redis-url" "DATABASE_URL" "database-url" "SECRET" "secret") $own }}
 - name: TANDEM_{{ $variable }}
   valueFrom: {secretKeyRef: {name: {{ $secret }}, key: {{ $key }}}}
 {{- end }}
@@ -46,8 +48,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 - {name: HF_HOME, value: /tmp/huggingface}
 {{- end }}
 
-{{/* A role's pod: (dict "root" $ "role" … "command" (list …) "image" … "settings" … "of" its values "rest" more of the
-     container, as YAML). */}}
+{{/* A role's pod: (dict "root" $ "role" … "command" (list …) "image" … "settings" … "secrets" … "of" its values "rest"
+     more of the container, as YAML). */}}
 {{- define "tandem.pod" -}}
 metadata:
   labels: {{- include "tandem.selector" . | nindent 4 }}
@@ -76,7 +78,7 @@ spec:
       image: {{ include "tandem.image" (dict "root" .root "image" .image) }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args: {{ toJson .command }}
-      env: {{- include "tandem.env" (dict "root" .root "settings" .settings) | nindent 8 }}
+      env: {{- include "tandem.env" (dict "root" .root "settings" .settings "secrets" .secrets) | nindent 8 }}
       {{- with .rest }}
       {{- . | nindent 6 }}
       {{- end }}
@@ -124,4 +126,29 @@ spec:
   maxUnavailable: 1
   selector:
     matchLabels: {{- include "tandem.selector" . | nindent 6 }}
+{{- end }}
+
+{{/* A way in from outside: (dict "root" $ "role" … "port" its Service's "of" its values) */}}
+{{- define "tandem.ingress" -}}
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: {{ include "tandem.fullname" .root }}-{{ .role }}
+  labels: {{- include "tandem.labels" . | nindent 4 }}
+  annotations: {{- toYaml .of.annotations | nindent 4 }}
+spec:
+  {{- with .of.className }}
+  ingressClassName: {{ . }}
+  {{- end }}
+  rules:
+    - host: {{ required (printf "%s.ingress.host" .role) .of.host }}
+      http:
+        paths:
+          - path: /
+            pathType: Prefix
+            backend: {service: {name: {{ include "tandem.fullname" .root }}-{{ .role }}, port: {name: {{ .port }}}}}
+  {{- with .of.tlsSecret }}
+  tls:
+    - {secretName: {{ . }}, hosts: [{{ $.of.host }}]}
+  {{- end }}
 {{- end }}
