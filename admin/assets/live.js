@@ -41,7 +41,16 @@ class Card {
     for (const one of call.controls ?? []) this.control(one);
     this.hear();
     list.prepend(this.root);
-    this.log.scrollTop = this.log.scrollHeight;
+    this.follow();
+  }
+
+  // The newest words stay in sight, however wide the card gets, until one scrolls away from them.
+  follow() {
+    const { log } = this, toEnd = () => { log.scrollTop = log.scrollHeight; };
+    this.follows = true;
+    log.addEventListener('scroll', () => { this.follows = log.scrollHeight - log.scrollTop - log.clientHeight < 40; });
+    new ResizeObserver(() => { if (this.follows) toEnd(); }).observe(log);
+    toEnd();
   }
 
   find(selector) { return this.root.querySelector(selector); }
@@ -105,7 +114,6 @@ class Card {
     this.find('.nothing')?.remove();
     const key = `${speaker} ${k}`;
     let line = this.lines.get(key);
-    const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 40;
     if (!line) {
       line = element('p', speaker);
       line.dataset.k = k;
@@ -122,7 +130,7 @@ class Card {
       this.lines.get(oldest).remove();
       this.lines.delete(oldest);
     }
-    if (follows) this.log.scrollTop = this.log.scrollHeight;
+    if (this.follows) this.log.scrollTop = this.log.scrollHeight;
   }
 
   // The model's own text: a cell for each step; below what was forced or barred stands what it wanted.

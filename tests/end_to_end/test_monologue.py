@@ -73,7 +73,8 @@ class Follower:
         return came
 
     def shown(self, first_k: int, last_k: int) -> list[dict[str, Any]]:
-        return [self.frames[k] for k in range(first_k, last_k + 1)]
+        """Those that the model stepped: on a busy machine a frame may be dropped."""
+        return [self.frames[k] for k in range(first_k, last_k + 1) if k in self.frames]
 
 
 async def test_a_hold_a_line_and_a_word_at_once_are_seen_in_the_monologue(
@@ -96,7 +97,7 @@ async def test_a_hold_a_line_and_a_word_at_once_are_seen_in_the_monologue(
             await ann.is_told(last_k)
             await finds_nothing(page, "a line")
             spoke_k, _ = await ann.does("speak")
-            await ann.is_told(spoke_k + 1)
+            await ann.is_told(spoke_k + HELD_FRAMES)
             await tape.locator(".epad.forced").last.wait_for()
             await _looks(tape)
             assert complaints == []
@@ -104,6 +105,7 @@ async def test_a_hold_a_line_and_a_word_at_once_are_seen_in_the_monologue(
     free = [frame for k, frame in ann.frames.items() if k < held_k and frame["how"] == "free"]
     assert all((frame["token"], frame["piece"]) == (frame["wanted"], frame["wanted_piece"]) for frame in free)
     held = ann.shown(held_k, held_k + HELD_FRAMES)
+    assert len(held) > 2
     assert {(frame["token"], frame["how"], frame["muted"]) for frame in held} == {("pad", "forced", False)}
     assert {frame["wanted"] for frame in ann.shown(held_k, first_k - 1)} - {"pad"}, "it would have spoken"
     line = ann.shown(first_k, last_k)
@@ -111,7 +113,7 @@ async def test_a_hold_a_line_and_a_word_at_once_are_seen_in_the_monologue(
     assert "".join(frame["piece"] for frame in line if frame["how"] == "forced").replace("▁", " ").strip() == LINE
     assert {frame["token"] for frame in line if frame["how"] == "barred"} <= {"pad", "epad"}
     assert all(frame["wanted"] != "piece" or frame["wanted_piece"] for frame in line)
-    spoke = ann.shown(spoke_k, spoke_k + 1)
+    spoke = ann.shown(spoke_k, spoke_k + HELD_FRAMES)[:2]
     assert [(frame["token"], frame["how"]) for frame in spoke] == [("epad", "forced"), ("piece", "barred")]
 
 
