@@ -15,6 +15,7 @@ the harness runs; its numbers say nothing of a GPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -57,12 +58,11 @@ def rows(asked: Asked) -> Iterator[str]:
             for beside in (None, stt):
                 yield from _of(asked, way, agent, beside, calls)
         del agent, stt
-        if asked.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _of(asked: Asked, way: Way, agent: Model, stt: Model | None, calls: int) -> Iterator[str]:
     """One engine's rows; a row that says so where it doesn't fit."""
+    give_back(asked.device)
     told = f"| {way.name} | {calls} | {'yes' if stt else 'no'} |"
     page = PAGE_FRAMES if asked.device.type == "cuda" else 0
     try:
@@ -151,6 +151,13 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         self.count += 1
         return func(*args, **(kwargs or {}))
+
+
+def give_back(device: torch.device) -> None:
+    """The memory of engines that are gone: they hold each other in circles."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def bandwidth(device: torch.device) -> float:

@@ -8,6 +8,7 @@ with the worker's boundaries as bridges are. A frame is on time if the agent's f
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -24,8 +25,8 @@ from agent.engine import MoshiEngine
 from agent.models import PAGE_FRAMES, capture_on
 from agent.moshi.kv import KVSettings
 from agent.worker import Served, Worker
-from bench.gpu import AgedEngine, arguments, device_named
-from bench.gpu_models import SHAPES, make, ways
+from bench.gpu import AgedEngine, arguments, device_named, give_back
+from bench.gpu_models import SHAPES, Way, make, ways
 from calls import wire
 from calls.connect import open_redis
 from calls.routing import Lease, sign_lease
@@ -115,24 +116,28 @@ def main() -> None:
     given = parser.parse_args()
     device = device_named(given.device)
     for way in ways(device):
-        agent, stt = make(SHAPES[given.model], way, device)
-        try:
-            kind = AgedEngine if given.aged else MoshiEngine
-            engine = kind(agent, given.calls, stt, capture=capture_on(device),
-                          kv=KVSettings(way.kv, page=PAGE_FRAMES if device.type == "cuda" else 0))
-            engine.prepare_steps()
-        except torch.OutOfMemoryError:
-            print(f"{way.name}: {given.calls} calls of full context don't fit", flush=True)
-            continue
+        for line in _told(given, way, device):
+            print(f"{way.name}, {'full' if given.aged else 'empty'} context at first: {line}", flush=True)
+        give_back(device)
 
-        async def run(url: str, engine: MoshiEngine = engine) -> list[str]:
-            async with open_redis(url) as redis:
-                return await measure(redis, engine, given.calls, given.seconds)
 
-        with tempfile.TemporaryDirectory() as folder, embedded_redis(Path(folder)) as url:
-            for line in asyncio.run(run(url)):
-                print(f"{way.name}, {'full' if given.aged else 'empty'} context at first: {line}", flush=True)
-        del agent, stt, engine
+def _told(given: argparse.Namespace, way: Way, device: torch.device) -> list[str]:
+    """The lines of models that are held in one way."""
+    agent, stt = make(SHAPES[given.model], way, device)
+    try:
+        kind = AgedEngine if given.aged else MoshiEngine
+        engine = kind(agent, given.calls, stt, capture=capture_on(device),
+                      kv=KVSettings(way.kv, page=PAGE_FRAMES if device.type == "cuda" else 0))
+        engine.prepare_steps()
+    except torch.OutOfMemoryError:
+        return [f"{given.calls} calls of full context don't fit"]
+
+    async def run(url: str) -> list[str]:
+        async with open_redis(url) as redis:
+            return await measure(redis, engine, given.calls, given.seconds)
+
+    with tempfile.TemporaryDirectory() as folder, embedded_redis(Path(folder)) as url:
+        return asyncio.run(run(url))
 
 
 if __name__ == "__main__":
