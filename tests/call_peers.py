@@ -163,10 +163,12 @@ class Callee:
 
 
 @contextlib.asynccontextmanager
-async def answering_baresip(says: Path, folder: Path) -> AsyncIterator[Callee]:
-    """baresip takes calls at once, and plays a file to each, which must last longer than the call."""
-    there = Callee(free_port(), "ann")
-    _configure_baresip(folder, says, there.port)
+async def answering_baresip(says: Path, folder: Path, port: int = 0, account: str = ACCOUNT, more: str = ""
+                            ) -> AsyncIterator[Callee]:
+    """baresip takes calls at once, and plays a file to each, which must last longer than the call. `account` and `more`
+    are lines of its configuration."""
+    there = Callee(port or free_port(), "ann")
+    _configure_baresip(folder, says, there.port, account, more)
     process = await asyncio.create_subprocess_exec(
         "baresip", "-f", str(folder), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from call_peers import free_port
 from cryptography import x509
@@ -121,7 +122,7 @@ def certificate(folder: Path) -> Certificate:
                 .sign(issuer_key, hashes.SHA256()))
         return made, key
 
-    authority, authority_key = signed("a test's authority", None)
+    authority, authority_key = signed(f"a test's authority {uuid4().hex[:8]}", None)  # one among several
     made, key = signed("127.0.0.1", (authority.subject, authority_key))
     paths = Certificate(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
     paths.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))

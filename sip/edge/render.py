@@ -56,9 +56,10 @@ def kamailio(edge: Edge, folder: Path) -> str:
 
 
 def rtpengine(edge: Edge) -> list[str]:
-    """Its command line. It works in user space alone: no module of the kernel's is asked for."""
+    """Its command line. It works in user space alone: no module of the kernel's is asked for. Debian's own
+    configuration doesn't count: it opens ports that only one on a machine can have."""
     advertised = f"!{edge.public_host}" if edge.public_host != edge.host else ""
-    return ["rtpengine", "--foreground", "--log-stderr", "--log-level=4", "--table=-1",
+    return ["rtpengine", "--config-file=none", "--foreground", "--log-stderr", "--log-level=4", "--table=-1",
             f"--interface=out/{edge.host}{advertised}", f"--interface=in/{edge.inner_host}",
             f"--listen-ng={edge.inner_host}:{edge.control_port}", f"--port-min={edge.rtp_ports[0]}",
             f"--port-max={edge.rtp_ports[1]}", "--timeout=120", "--silent-timeout=3600", "--offer-timeout=300",

@@ -45,7 +45,7 @@ def test_the_public_address_is_told_where_the_own_one_is_another() -> None:
     command = rtpengine(edge)
     assert f"--interface=out/10.0.0.5!{HOST}" in command
     assert "--interface=in/127.0.0.1" in command
-    assert {"--port-min=30000", "--port-max=30999", "--table=-1"} <= set(command)
+    assert {"--port-min=30000", "--port-max=30999", "--table=-1", "--config-file=none"} <= set(command)
 
 
 @pytest.mark.parametrize("settings", [{}, {"edge_guests": True, "edge_domain": "sip.example.org", "edge_srtp": "off"}])
