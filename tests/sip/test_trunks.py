@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import selectors
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from call_peers import free_port
+from call_peers import free_port, sipp
 from carrier import PASSWORD, USER, Carrier, carrier
 from sip_bench import Bridge, Surroundings, running, wait_for
 from telephone_answerer import answering
@@ -206,6 +209,62 @@ def test_the_public_address_stands_in_what_the_carrier_gets_to_see(
     wait_for(lambda: [envelope for envelope in around.events() if envelope.call == call
                       and isinstance(envelope.event, CallEnded)])
     assert at.heard("INVITE sip:nobody", "c=IN IP4 192.0.2.7", f"Contact: <sip:{USER}@192.0.2.7:{bridge.port}>")
+
+
+@contextmanager
+def nat(to: int) -> Iterator[tuple[int, int, list[bytes]]]:
+    """A port on our side, the port that the carrier sees instead, and what came from our side."""
+    came: list[bytes] = []
+    stop = threading.Event()
+    with socket.socket(type=socket.SOCK_DGRAM) as inner, socket.socket(type=socket.SOCK_DGRAM) as outer:
+        inner.bind(("127.0.0.1", 0))
+        outer.bind(("127.0.0.1", 0))
+
+        def carry() -> None:
+            us = None
+            with selectors.DefaultSelector() as ready:
+                ready.register(inner, selectors.EVENT_READ)
+                ready.register(outer, selectors.EVENT_READ)
+                while not stop.is_set():
+                    for key, _ in ready.select(0.1):
+                        if key.fileobj is inner:
+                            data, us = inner.recvfrom(65536)
+                            came.append(data)
+                            outer.sendto(data, ("127.0.0.1", to))
+                        elif us is not None:
+                            inner.sendto(outer.recv(65536), us)
+
+        thread = threading.Thread(target=carry)
+        thread.start()
+        try:
+            yield inner.getsockname()[1], outer.getsockname()[1], came
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_behind_a_nat_the_address_is_learned_from_the_registrar_and_kept_open(
+    bridge: Bridge, at: Carrier, published: Published,
+) -> None:
+    with nat(at.port) as (here, seen, came):
+        published(trunks=[trunk(at, host=f"127.0.0.1:{here}", keep_alive_s=1)])
+        published.until("carrier", "registered")
+        wait_for(lambda: at.heard("REGISTER ", f"Contact: <sip:{USER}@127.0.0.1:{seen}"))
+        wait_for(lambda: came.count(b"\r\n") + came.count(b"\r\n\r\n") >= 2)
+        published(trunks=[trunk(at, host=f"127.0.0.1:{here}", learn_address=False, keep_alive_s=0)])
+        published.until("carrier", "registered")
+        [*_, last] = at.heard("REGISTER ", "Authorization: Digest")
+        assert f"Contact: <sip:{USER}@127.0.0.1:{bridge.port}" in last
+
+
+def test_sound_comes_from_the_ports_that_are_set(around: Surroundings, bridge: Bridge, tmp_path: Path) -> None:
+    first = 20000 + bridge.port % 10000 // 2 * 2
+    messages = asyncio.run(sipp("uac", bridge.port, "ports", tmp_path, "-d", "100"))
+    answer = messages.partition("SIP/2.0 200 OK")[2]
+    found = re.search(r"m=audio (\d+) RTP/AVP", answer)
+    assert found is not None
+    assert first <= int(found[1]) < first + 400
+    around.end_of("ports")
 
 
 def test_calls_from_a_trunks_addresses_are_taken_without_signing_in_and_strangers_are_not(
