@@ -251,10 +251,13 @@ def test_behind_a_nat_the_address_is_learned_from_the_registrar_and_kept_open(
         published.until("carrier", "registered")
         wait_for(lambda: at.heard("REGISTER ", f"Contact: <sip:{USER}@127.0.0.1:{seen}"))
         wait_for(lambda: came.count(b"\r\n") + came.count(b"\r\n\r\n") >= 2)
+        before = len(at.heard("REGISTER "))
         published(trunks=[trunk(at, host=f"127.0.0.1:{here}", learn_address=False, keep_alive_s=0)])
         published.until("carrier", "registered")
-        [*_, last] = at.heard("REGISTER ", "Authorization: Digest")
-        assert f"Contact: <sip:{USER}@127.0.0.1:{bridge.port}" in last
+        time.sleep(1.0)  # in which it would have learned
+        later = [message for message in at.heard("REGISTER ")[before:] if "Expires: 0\n" not in message]
+        assert later
+        assert all(f"Contact: <sip:{USER}@127.0.0.1:{bridge.port}" in message for message in later)
 
 
 def test_sound_comes_from_the_ports_that_are_set(around: Surroundings, bridge: Bridge, tmp_path: Path) -> None:
