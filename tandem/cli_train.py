@@ -26,6 +26,8 @@ def train_data(
     make_data(folder, calls, seed, split, workers, callers_only=callers)
 
 
+_Calls = Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")]
+_HeldOut = Annotated[Path, typer.Option(help="list of calls to judge by")]
 _Steps = Annotated[int, typer.Option(min=1, max=1_000_000)]
 _Seed = Annotated[int, typer.Option(min=0)]
 _Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
@@ -37,8 +39,10 @@ def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
     of: Annotated[Path | None, typer.Option(help="a small model to go on from, as models/nano: its codec stays, the "
                                             "language models go on learning")] = None,
-    stages: Annotated[str, typer.Option(help="some of data, codec, ears, tokens, stt, hearing, lm, with commas; "
-                                      "default: all")] = "",
+    new_ears: Annotated[bool, typer.Option(help="with --of: callers are heard by ears that are learnt anew")] = False,
+    stages: Annotated[str, typer.Option(
+        help="some of data, codec, sounds, ears, tokens, hearing, lm, stt, with commas; default: all"
+    )] = "",
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
@@ -46,14 +50,14 @@ def train_nano(
     from tandem import train_nano_command
 
     wanted = tuple(stage.strip() for stage in stages.split(",") if stage.strip())
-    train_nano_command.nano(folder, of, wanted, device, processes)
+    train_nano_command.nano(folder, of, wanted, device, processes, new_ears=new_ears)
 
 
 @train.command("mimi")
 def train_mimi(
     folder: Annotated[Path, typer.Argument(help="where the codec goes; a training that is there goes on")],
-    calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
-    held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
+    calls: _Calls,
+    held_out: _HeldOut,
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
     steps: _Steps = 5500,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 2 s in a step")] = 4,
@@ -68,23 +72,43 @@ def train_mimi(
                             processes=processes)
 
 
-@train.command("ears")
-def train_ears(
-    folder: Annotated[Path, typer.Argument(help="where the ears go; a training that is there goes on")],
-    calls: Annotated[list[Path], typer.Option(help="list of calls to learn from, a .jsonl; may be given again")],
-    held_out: Annotated[Path, typer.Option(help="list of calls to judge by")],
-    config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: that of nano's ears")] = None,
+@train.command("sounds")
+def train_sounds(
+    folder: Annotated[Path, typer.Argument(help="where the Mimi goes; a training that is there goes on")],
+    calls: _Calls,
+    held_out: _HeldOut,
+    config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: nano's")] = None,
     steps: _Steps = 5000,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 4 s in a step")] = 16,
     seed: _Seed = 0,
     device: _Device = "cpu",
     processes: _Processes = None,
 ) -> None:
-    """Teach a Mimi to hear: its codes tell phonemes and words; what it says is another codec's."""
+    """Teach a Mimi's convolutions to tell phones: ears begin with them."""
     from tandem import train_nano_command
 
-    train_nano_command.listening(folder, calls, held_out, config, steps=steps, batch=batch, seed=seed, device=device,
-                                 processes=processes)
+    train_nano_command.hearing_sounds(folder, calls, held_out, config, steps=steps, batch=batch, seed=seed,
+                                      device=device, processes=processes)
+
+
+@train.command("ears")
+def train_ears(
+    folder: Annotated[Path, typer.Argument(help="where the ears go; a training that is there goes on")],
+    of: Annotated[Path, typer.Option(help="folder of a Mimi whose convolutions hear, by `train sounds` for instance")],
+    calls: _Calls,
+    held_out: _HeldOut,
+    config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: that of nano's ears")] = None,
+    steps: _Steps = 4700,
+    batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 5 s in a step")] = 32,
+    seed: _Seed = 0,
+    device: _Device = "cpu",
+    processes: _Processes = None,
+) -> None:
+    """Teach a Mimi to hear: its codes tell phones, words and meaning; what it says is another codec's."""
+    from tandem import train_nano_command
+
+    train_nano_command.listening(folder, of, calls, held_out, config, steps=steps, batch=batch, seed=seed,
+                                 device=device, processes=processes)
 
 
 @train.command("tokens")

@@ -10,11 +10,12 @@ from typing import Any
 
 from agent.moshi.config import ConfigError
 from agent.moshi.text import Tokenizer, TokenizerError
-from agent.train import codec, ears, lm, stt
+from agent.train import codec, lm, sounds, stt
 from agent.train.curves import draw_curves
 from agent.train.dataset import DatasetError
 from agent.train.domain.reader import DomainError
-from agent.train.nano import EARS, LM, MIMI, STAGES, NanoRecipe, ears_plan, going_on, train_nano
+from agent.train.ears import EarsSpec
+from agent.train.nano import EARS, LM, MIMI, STAGES, NanoRecipe, ears_plan, going_on, train_ears, train_nano
 from agent.train.speech import SpeechError
 from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, TrainingError, processes_for, train
@@ -27,15 +28,18 @@ def _told() -> Iterator[None]:
         yield
 
 
-def nano(folder: Path, of: Path | None, stages: tuple[str, ...], device: str, processes: int | None) -> None:
-    """The whole recipe in `folder`, or the named stages of it; `of`: a model to go on from."""
+def nano(folder: Path, of: Path | None, stages: tuple[str, ...], device: str, processes: int | None, *,
+         new_ears: bool = False) -> None:
+    """The whole recipe in `folder`, or the named stages of it; `of`: a model to go on from, by its ears or new ones."""
     if unknown := sorted(set(stages) - set(STAGES)):
         raise UserError(f"--stages {unknown[0]}: give some of {', '.join(STAGES)}")
+    if new_ears and of is None:
+        raise UserError("--new-ears: only with --of; without it all is new")
     if of is not None:
         for name in (codec.CONFIG, codec.WEIGHTS, "tokenizer.model", lm.WEIGHTS, f"stt/{stt.WEIGHTS}"):
             _there(of / name)
     with _told():
-        recipe = NanoRecipe() if of is None else going_on(of)
+        recipe = NanoRecipe() if of is None else going_on(of, new_ears=new_ears)
         print(train_nano(folder, recipe, device=device, processes=processes, stages=stages or STAGES))
 
 
@@ -51,14 +55,27 @@ def mimi(folder: Path, calls: list[Path], held_out: Path, config: Path | None, *
     print(folder)
 
 
-def listening(folder: Path, calls: list[Path], held_out: Path, config: Path | None, *, steps: int, batch: int,
-              seed: int, device: str, processes: int | None) -> None:
-    """Train ears in `folder`, or go on there."""
-    spec = ears.EarsSpec(_config(config, EARS), tuple(_there(listed) for listed in calls), _there(held_out),
-                         batch=batch, unquantised_steps=min(steps // 2, ears.EarsSpec.unquantised_steps))
+def hearing_sounds(folder: Path, calls: list[Path], held_out: Path, config: Path | None, *, steps: int, batch: int,
+                   seed: int, device: str, processes: int | None) -> None:
+    """Train a Mimi's convolutions to hear in `folder`, or go on there."""
+    spec = sounds.SoundsSpec(_config(config, MIMI), tuple(_there(listed) for listed in calls), _there(held_out),
+                             batch=batch)
     plan = ears_plan(steps, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
-        train(ears.make_task, spec, plan, folder)
+        train(sounds.make_task, spec, plan, folder)
+    print(folder)
+
+
+def listening(folder: Path, of: Path, calls: list[Path], held_out: Path, config: Path | None, *, steps: int, batch: int,
+              seed: int, device: str, processes: int | None) -> None:
+    """Train ears in `folder` with the convolutions of the Mimi in `of`, or go on there."""
+    for name in (codec.CONFIG, codec.WEIGHTS):
+        _there(of / name)
+    plan = ears_plan(steps, seed=seed, device=device, processes=processes or processes_for(device))
+    with _told():
+        folder.mkdir(parents=True, exist_ok=True)
+        train_ears(folder, _config(config, EARS), of, [_there(listed) for listed in calls], _there(held_out), plan,
+                   batch=batch, unquantised_steps=min(steps // 2, EarsSpec.unquantised_steps))
     print(folder)
 
 

@@ -6,7 +6,7 @@ causal, and both ways of computing give the same, also past the transformers' at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -52,9 +52,19 @@ class Mimi(nn.Module):
 
     def positions(self, pcm: Tensor) -> Tensor:
         """pcm [B, samples] -> what becomes frames [B, positions, dimension]."""
+        return self.heard(self.convolved(pcm))
+
+    def convolved(self, pcm: Tensor) -> Tensor:
+        """pcm [B, samples] -> what the encoder's last convolution sees [B, positions, channels]."""
         size = self.config.frame_samples
         pcm = F.pad(pcm, (0, -pcm.shape[1] % size))
-        x = self._in_blocks(self.encoder, pcm[:, :, None], _BLOCK_FRAMES * size)
+        return self._in_blocks(self.encoder.until_last, self.encoder.carries_until_last, pcm[:, :, None],
+                               _BLOCK_FRAMES * size)
+
+    def heard(self, x: Tensor) -> Tensor:
+        """What `convolved` gives -> what becomes frames [B, positions, dimension]."""
+        last = self.encoder.ends[1]
+        x = _look_back(last, x, iter([x.new_zeros(len(x), last.history * last.inputs)]), [])
         out: Tensor = self.encoder_transformer.transformer(x)
         return out
 
@@ -73,11 +83,13 @@ class Mimi(nn.Module):
         up = self._resampling[1]
         x, _ = up(x, x.new_zeros(len(x), up.overlap))
         x = self.decoder_transformer.transformer(x)
-        return self._in_blocks(self.decoder, x, _BLOCK_FRAMES * self.config.positions_per_frame)[:, :, 0]
+        block = _BLOCK_FRAMES * self.config.positions_per_frame
+        return self._in_blocks(self.decoder, self.decoder.carries, x, block)[:, :, 0]
 
     @staticmethod
-    def _in_blocks(convolutions: _Encoder | _Decoder, x: Tensor, block: int) -> Tensor:
-        carried = x.new_zeros(len(x), convolutions.carries)
+    def _in_blocks(convolutions: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], carries: int, x: Tensor, block: int
+                   ) -> Tensor:
+        carried = x.new_zeros(len(x), carries)
         outs = []
         for part in x.split(block, dim=1):
             out, carried = convolutions(part, carried)
@@ -161,7 +173,7 @@ class _Encoder(nn.Module):
         for blocks, strided in self._stages:
             convs += [*(block.convs[0] for block in blocks), strided]
         self._carries = _carries([*convs, last])
-        self.carries = sum(self._carries)
+        self.carries, self.carries_until_last = sum(self._carries), sum(self._carries[:-1])
 
     def branches(self) -> list[CausalConv]:
         """The last convolution of each residual block."""
@@ -169,16 +181,25 @@ class _Encoder(nn.Module):
 
     def forward(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, T, 1], carried [B, carries] -> [B, T / hop, dimension] and what the next call carries."""
-        past = iter(carried.split(self._carries, dim=1))
-        after: list[Tensor] = []
-        first, last = self.ends
-        x = _look_back(first, x, past, after, active=False)
+        *past, past_of_last = carried.split(self._carries, dim=1)
+        x, after = self._until_last(x, past)
+        x = _look_back(self.ends[1], x, iter([past_of_last]), after)
+        return x, torch.cat(after, dim=1)
+
+    def until_last(self, x: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without the last convolution: x [B, T, 1], carried [B, carries_until_last] -> [B, T / hop, channels]
+        and what the next call carries."""
+        x, after = self._until_last(x, carried.split(self._carries[:-1], dim=1))
+        return x, torch.cat(after, dim=1)
+
+    def _until_last(self, x: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        past, after = iter(carried), list[Tensor]()
+        x = _look_back(self.ends[0], x, past, after, active=False)
         for blocks, strided in self._stages:
             for block in blocks:
                 x = block(x, past, after)
             x = _look_back(strided, x, past, after)
-        x = _look_back(last, x, past, after)
-        return x, torch.cat(after, dim=1)
+        return x, after
 
 
 class _Decoder(nn.Module):

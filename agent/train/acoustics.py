@@ -65,24 +65,24 @@ class Condition:
 class Shares:
     """How often what happens in training's calls, and how strong it is: all in one place."""
 
-    bands: tuple[tuple[Band, float], ...] = (("clean", 0.2), ("wide_band", 0.2), ("phone", 0.6))
+    bands: tuple[tuple[Band, float], ...] = (("clean", 0.12), ("wide_band", 0.13), ("phone", 0.75))
     a_law: float = 0.5  # of phone calls
-    loss: float = 0.3  # of phone calls lose packets
-    noise: float = 0.5
-    loud: float = 0.12  # of the noises: a street instead of a room
-    babble: float = 0.1
+    loss: float = 0.2  # of phone calls lose packets
+    noise: float = 0.4
+    loud: float = 0.05  # of the noises: a street instead of a room
+    babble: float = 0.05
     echo: float = 0.25
-    reverb: float = 0.2
+    reverb: float = 0.12
 
-    gain_db: tuple[float, float, float] = (-24.0, -2.0, 15.0)  # least, most often, most
-    quiet_db: tuple[float, float] = (-55.0, -22.0)  # of noise
+    gain_db: tuple[float, float, float] = (-16.0, -1.0, 8.0)  # least, most often, most
+    quiet_db: tuple[float, float] = (-60.0, -28.0)  # of noise
     loud_db: tuple[float, float, float] = (-30.0, -22.0, 6.0)  # of noise: least, most often, most
-    babble_db: tuple[float, float] = (-35.0, -8.0)
-    echo_gain: tuple[float, float] = (0.0, 0.2)
+    babble_db: tuple[float, float] = (-35.0, -15.0)
+    echo_gain: tuple[float, float] = (0.0, 0.12)
     echo_delay_s: tuple[float, float] = (0.1, 0.5)
     reverb_db: tuple[float, float] = (-26.0, -10.0)
     reverb_decay_s: tuple[float, float] = (0.1, 0.4)
-    lost_packets: tuple[float, float] = (0.005, 0.05)
+    lost_packets: tuple[float, float] = (0.005, 0.03)
     lost_in_a_row: tuple[float, float] = (1.0, 2.5)
 
 

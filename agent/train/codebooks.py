@@ -12,7 +12,6 @@ from agent.moshi.layers import linear
 from agent.moshi.quantizer import Codebook, Quantizer, ResidualQuantizer
 from agent.train.trainer import Team
 
-DECAY = 0.995  # of the running sums that centroids are made of
 SHORTEST_USE = 0.1  # of an even share: a centroid that is used less is put elsewhere
 _LOOKED_AFTER = 5  # steps between two searches for such centroids
 _KMEANS_ROUNDS = 15
@@ -32,6 +31,7 @@ class Following:
     step: int
     team: Team
     generator: torch.Generator
+    decay: float = 0.995  # of the running sums that centroids are made of
 
 
 def quantised(quantizer: Quantizer, x: Tensor, used: Tensor | None, follow: Following,
@@ -67,8 +67,8 @@ def _follow(codebook: Codebook, latents: Tensor, codes: Tensor, following: Follo
     new[:, 0] = torch.bincount(codes, minlength=len(usage))
     new[:, 1:].index_add_(0, codes, latents)
     following.team.sum_(new)
-    usage.mul_(DECAY).add_(new[:, 0], alpha=1 - DECAY)
-    sums.mul_(DECAY).add_(new[:, 1:], alpha=1 - DECAY)
+    usage.mul_(following.decay).add_(new[:, 0], alpha=1 - following.decay)
+    sums.mul_(following.decay).add_(new[:, 1:], alpha=1 - following.decay)
     if following.step % _LOOKED_AFTER == 0:
         even = usage.mean()
         dead = usage < SHORTEST_USE * even

@@ -72,7 +72,7 @@ class _CodecTask:
         if step == spec.unquantised_steps:
             begin_codebooks(self.mimi, lambda drawing: self._drawn(self.calls, 8, drawing).pcm, self.team)
         count = max(1, spec.batch // self.team.size)
-        pcm, labels, _, agent = self._drawn(self.calls, count, generator)
+        pcm, labels, agent = self._drawn(self.calls, count, generator)
         with torch.autocast(pcm.device.type, torch.bfloat16):
             latents = self.mimi.latents(pcm)
         latents = latents.float()
@@ -95,7 +95,7 @@ class _CodecTask:
         generator = torch.Generator().manual_seed(1)
         rows = []
         for _ in range(8):
-            pcm, phones, _, agent = self._drawn(self.held_out, 8, generator)
+            pcm, phones, agent = self._drawn(self.held_out, 8, generator)
             quantiser = self.mimi.quantizer
             codes = quantiser.encode(self.mimi.latents(pcm), self.mimi.config.codebooks)
             whole, first = quantiser.decode(codes), quantiser.rvq_first.decode(codes[..., :1])

@@ -1,11 +1,10 @@
-"""What the codec learns from: stretches of calls, each with the phonemes and the words that are spoken in it."""
+"""What the codec learns from: stretches of calls, each with the phonemes that are spoken in it."""
 
 from __future__ import annotations
 
 import wave
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +18,6 @@ from agent.train.render import Word
 from agent.train.script import Speaker
 from agent.train.speech import FRAME_SAMPLES, SAMPLE_RATE
 
-VOCABULARY = 1000  # words that have labels of their own
-OTHER_WORD = 1  # the label of all others; 0 where nobody speaks
-WORD_LABELS = 2 + VOCABULARY
-WORD_LAG_S = 0.32  # a frame's word is the one that was spoken then: by now most of it has been heard
-
 _LABEL_STEP = FRAME_SAMPLES // LABELS_PER_FRAME
 _ANYWHERE = 0.06  # of the stretches: wherever in the call, mostly silence and noise
 _LOUDER_DB = 8.0  # and as much quieter, where stretches are varied
@@ -35,7 +29,6 @@ class Drawn(NamedTuple):
 
     pcm: Tensor  # [B, samples]
     phones: Tensor  # [B, T * LABELS_PER_FRAME]
-    words: Tensor  # [B, T]
     agent: Tensor  # [B] bool: it is the agent's side
 
 
@@ -48,7 +41,6 @@ class Stretches:
     frames: int
     agent_share: float = 0.5
     tempo: float = 1.0
-    vocabulary: dict[str, int] = field(default_factory=dict)  # words and their labels
 
     def draw(self, count: int, generator: torch.Generator) -> Drawn:
         random = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
@@ -56,10 +48,10 @@ class Stretches:
         if self.agent_share < 1:
             agents = min(agents, count - 1)  # somebody calls, whatever was drawn
         drawn = [self._one("agent" if at < agents else "caller", random) for at in range(count)]
-        pcm, phones, words = (torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True))
-        return Drawn(pcm, phones, words, torch.arange(count) < agents)
+        pcm, phones = (torch.from_numpy(np.stack(parts)) for parts in zip(*drawn, strict=True))
+        return Drawn(pcm, phones, torch.arange(count) < agents)
 
-    def _one(self, side: Speaker, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _one(self, side: Speaker, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         sides = self.tracks[side]
         track = sides[int(random.integers(len(sides)))]
         faster = self.tempo ** random.uniform(-1, 1)
@@ -78,10 +70,7 @@ class Stretches:
             pcm = (np.interp(at_samples, np.arange(length), pcm) * level).clip(-1, 1).astype(np.float32)
         halves = np.arange(self.frames * LABELS_PER_FRAME) * _LABEL_STEP + _LABEL_STEP // 2
         phones = labels_at((first + halves * faster) / SAMPLE_RATE - LAG_S, track.phones)
-        middles = np.arange(self.frames) * FRAME_SAMPLES + FRAME_SAMPLES // 2
-        words = labels_at((first + middles * faster) / SAMPLE_RATE - WORD_LAG_S, track.words,
-                          lambda word: self.vocabulary.get(word.lower(), OTHER_WORD))
-        return pcm, phones, words
+        return pcm, phones
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +82,6 @@ class _Track:
     begins: np.ndarray  # of its utterances, in samples
     ends: np.ndarray
     phones: tuple[Word, ...]
-    words: tuple[Word, ...]
 
     def pcm(self, channel: int, first: int, length: int) -> np.ndarray:
         """[length] float32; zero outside of the call."""
@@ -107,10 +95,8 @@ class _Track:
         return out
 
 
-def read_stretches(lists: Sequence[Path], frames: int, agent_share: float = 0.5, tempo: float = 1.0,
-                   vocabulary: dict[str, int] | None = None) -> Stretches:
-    """All calls of the lists (see dataset.py), which must have phonemes and our own rate. Without a `vocabulary` it is
-    what their callers say most. Raises DatasetError."""
+def read_stretches(lists: Sequence[Path], frames: int, agent_share: float = 0.5, tempo: float = 1.0) -> Stretches:
+    """All calls of the lists (see dataset.py), which must have phonemes and our own rate. Raises DatasetError."""
     tracks: dict[Speaker, list[_Track]] = {side: [] for side in _CHANNELS}
     for entry in (entry for listed in lists for entry in read_list(listed)):
         call = read_labels(entry)
@@ -128,10 +114,5 @@ def read_stretches(lists: Sequence[Path], frames: int, agent_share: float = 0.5,
                 entry.path, samples,
                 begins=np.array([round(u.begin_s * SAMPLE_RATE) for u in spoken], np.int64),
                 ends=np.array([round(u.end_s * SAMPLE_RATE) for u in spoken], np.int64),
-                phones=tuple(phone for phone in call.phonemes if phone.speaker == side),
-                words=tuple(word for word in call.words if word.speaker == side)))
-    if vocabulary is None:
-        said = Counter(word.text.lower() for track in tracks["caller"] for word in track.words)
-        commonest = sorted(said, key=lambda word: (-said[word], word))[:VOCABULARY]
-        vocabulary = {word: OTHER_WORD + 1 + place for place, word in enumerate(commonest)}
-    return Stretches(tracks, frames, agent_share, tempo, vocabulary)
+                phones=tuple(phone for phone in call.phonemes if phone.speaker == side)))
+    return Stretches(tracks, frames, agent_share, tempo)

@@ -17,14 +17,14 @@ LONGEST_S = 120.0
 LONGEST_EXCHANGE_S = 26.0  # without a hold or a silence; a call that is nearer than this to its end begins no other
 
 GREETING_S = (0.2, 0.6)
-REPLY_S = (0.25, 0.5)  # the receptionist's usual pause before an answer
-EARLY_S = (0.0, 0.12)
+REPLY_S = (0.33, 0.58)  # the receptionist's usual pause before an answer
+EARLY_S = (0.08, 0.2)
 LATE_S = (0.9, 2.5)
 HELD_S = (2.0, 12.0)
 SILENCE_S = (8.0, 60.0)
 LONGEST_SAYING_S = 50.0
 SENTENCES_APART_S = (0.4, 1.6)  # where nobody answers
-REACTION_S = (0.2, 0.45)  # an interrupted receptionist goes on for so long
+REACTION_S = (0.28, 0.53)  # an interrupted receptionist goes on for so long
 SHORTEST_CUT_S = 0.8  # the receptionist is let say this much before somebody interrupts
 
 # After these words a sentence is plainly unfinished: nobody answers into a pause there.
@@ -85,18 +85,21 @@ EVALUATION_SHARES: dict[EvaluationKind, Shares] = {
 EVALUATION_HABITS = Habits(opener=0.1, closer=0.03, thanks=0.03, first_wrong=0.2, closed_day=0.05, side_question=0.0)
 
 
-def training_script(seed: int, *, shares: Shares | None = None, domain: Domain | None = None) -> Script:
-    """The call of this seed: training's phrasings and combinations only, 20 to 120 s by our estimate."""
+def training_script(seed: int, *, shares: Shares | None = None, domain: Domain | None = None, evenly: bool = False
+                    ) -> Script:
+    """The call of this seed: training's phrasings and combinations only, 20 to 120 s by our estimate. `evenly`: rare
+    phrasings as often as common ones."""
     random = Random(f"training {seed}")
     length_s = random.uniform(SHORTEST_S, LONGEST_S)
-    caller = Caller(domain or load(), random, held_out=False)
+    caller = Caller(domain or load(), random, held_out=False, evenly=evenly)
     return _Writer(caller, shares or Shares(), length_s).write(f"training-{seed:06d}")
 
 
 def callers_script(seed: int, *, domain: Domain | None = None) -> Script:
     """What the caller says in a call like training's, one sentence soon after the other and nobody answers: more
-    than twice as much to hear in a minute, for what shall only hear."""
-    script, random = training_script(seed, domain=domain), Random(f"callers {seed}")
+    than twice as much to hear in a minute, for what shall only hear. All phrasings are as common: it is for the rare
+    ones' sake that there are such calls."""
+    script, random = training_script(seed, domain=domain, evenly=True), Random(f"callers {seed}")
     lines = [replace(line, after_s=round(random.uniform(*SENTENCES_APART_S), 2))
              for line in script.lines if line.speaker == "caller"]
     return Script(f"callers-{seed:06d}", tuple(lines))

@@ -1,9 +1,11 @@
-"""Trains ears: a Mimi for what callers say alone, whose codes are asked for nothing but phonemes and words.
+"""Trains ears: a Mimi for what callers say alone, whose codes are asked for nothing but phones, words and meaning.
 
 What the agent says is another codec's (codec.py), its voice; a checkpoint names both. So the two don't get into each
 other's way: the gradient of how a voice sounds is a hundred times that of what is said. The decoder stays untrained.
 
-The encoder learns without codebooks at first. Then there are some, at the latents' places, and they follow them.
+The convolutions are a codec's that tells phones already (sounds.py); they stay as they are, and what is learnt from is
+what they make of callers (heard.py). The transformer behind them learns without codebooks at first. Then there are
+some, at the latents' places, and they follow them.
 """
 
 from __future__ import annotations
@@ -14,22 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agent.moshi.config import MimiConfig
 from agent.moshi.mimi import Mimi
 from agent.train import codebooks
-from agent.train.codec import begin_codebooks, export_codec, initialise, told
-from agent.train.codec_data import WORD_LABELS, Drawn, Stretches, read_stretches
+from agent.train.codec import export_codec, initialise, load_codec, told
+from agent.train.domain.reader import load
+from agent.train.heard import NO_INTENT, WORD_LABELS, Heard, Stretch
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
 from agent.train.trainer import Task, Team
 
-_LEARNT = ("encoder", "downsample")  # and the quantiser's projections of what comes in
-_DITHER = 1e-4  # of full scale: in digital silence every norm would multiply its gradient
-_TEMPO = 1.13
-_WORDS = 0.25  # of the loss, against phonemes
+_LEARNT = ("encoder_transformer", "downsample", "quantizer")  # and the last convolution
 _STRAIGHT = 0.5  # of the loss from before the codebooks, once there are some
-_EVALUATED = 8  # batches
+_DECAY = 0.98  # of centroids, whose latents move faster than a voice's
+_FIRST = 0.25  # of a latent that the first codebook's part begins with; the others' is the whole
+_EVALUATED, _KMEANS_BATCHES = 16, 40  # batches
+_WEIGHTS = {"phones": 1.0, "words": 1.0, "meant": 0.5}  # of the loss
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,15 @@ class EarsSpec:
     """`config` is a mimi_config.json. The batch is divided among the processes."""
 
     config: Mapping[str, Any]
-    calls: tuple[Path, ...]  # the lists of what is learnt from
+    of: Path  # the folder of the Mimi whose convolutions hear
+    callers: Path  # what is learnt from (heard.py)
     held_out: Path
-    batch: int = 16
-    frames: int = 50  # of a stretch
-    unquantised_steps: int = 2000
-    commitment: float = 0.5
+    batch: int = 32
+    frames: int = 64  # of a stretch
+    unquantised_steps: int = 2500
+    commitment: float = 1.0
+    dropout: float = 0.1  # of what the convolutions' channels say
+    gaps: float = 0.06  # of the positions that nothing is heard in, in runs of a few
 
 
 def make_task(team: Team, spec: EarsSpec) -> Task:
@@ -53,35 +60,39 @@ class _EarsTask:
     def __init__(self, team: Team, spec: EarsSpec) -> None:
         self.team, self.spec = team, spec
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
-        width = self.mimi.config.dimension
+        width, config = self.mimi.config.dimension, self.mimi.config
+        self.last = f"encoder.model.{len(self.mimi.encoder.model) - 1}."
+        initialise(self.mimi, torch.randn(4, 25 * config.frame_samples) * 0.1, torch.Generator().manual_seed(0))
+        hears = load_codec(spec.of).state_dict()
+        with torch.no_grad():
+            for name, weight in self.mimi.named_parameters():
+                if name.startswith("encoder.") and not name.startswith(self.last):
+                    weight.copy_(hears[name])
+        phones, intents = LABELS * LABELS_PER_FRAME, len(load().intents)
         # of the positions before they become frames, of the frames, of the first codebook, of all
-        phones = {"positions": LABELS} | dict.fromkeys(("latents", "first", "all"), LABELS * LABELS_PER_FRAME)
-        words = dict.fromkeys(("words_in_latents", "words"), WORD_LABELS)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, labels) for name, labels in (phones | words).items()})
-        self.calls = read_stretches(spec.calls, spec.frames, agent_share=0.0, tempo=_TEMPO)
-        self.held_out = None
-        if team.rank == 0:
-            self.held_out = read_stretches([spec.held_out], spec.frames, agent_share=0.0,
-                                           vocabulary=self.calls.vocabulary)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, labels) for name, labels in {
+            "phones_in_positions": LABELS, "phones_in_latents": phones, "phones_first": phones, "phones": phones,
+            "words_in_latents": WORD_LABELS, "words": WORD_LABELS, "meant_in_latents": intents, "meant": intents,
+        }.items()})
+        self.callers = Heard.open(spec.callers)
+        self.held_out = Heard.open(spec.held_out) if team.rank == 0 else None
         self.module = nn.ModuleDict({"mimi": self.mimi, "heads": self.heads}).to(team.device)
-        generator = torch.Generator().manual_seed(0)
-        initialise(self.mimi, self.calls.draw(16, generator).pcm.to(team.device), generator)
         for name, weight in self.mimi.named_parameters():
-            weight.requires_grad_(name.startswith(_LEARNT) or ".input_proj." in name)
+            weight.requires_grad_(name.startswith((*_LEARNT, self.last)))
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
         if step == spec.unquantised_steps:
-            begin_codebooks(self.mimi, lambda drawing: self._drawn(self.calls, 8, drawing).pcm, self.team)
-        drawn = self._drawn(self.calls, max(1, spec.batch // self.team.size), generator)
-        pcm = drawn.pcm + _DITHER * torch.randn(drawn.pcm.shape, generator=generator).to(drawn.pcm.device)
-        with torch.autocast(pcm.device.type, torch.bfloat16):
-            positions = self.mimi.positions(pcm)
+            self._begin_codebooks()
+        drawn = self._drawn(generator)
+        convolved = self._thinned(drawn.convolved, generator)
+        with torch.autocast(convolved.device.type, torch.bfloat16):
+            positions = self.mimi.heard(convolved)
             latents = self.mimi.frames(positions)
         losses, right = self._straight(positions.float(), latents.float(), drawn)
         total = _weighted(losses)
         if step >= spec.unquantised_steps:
-            follow = codebooks.Following(step, self.team, generator)
+            follow = codebooks.Following(step, self.team, generator, _DECAY)
             whole, first, distance = codebooks.quantised(self.mimi.quantizer, latents.float(), None, follow)
             losses, more = self._coded(whole, first, drawn)
             total = _STRAIGHT * total + _weighted(losses) + spec.commitment * distance
@@ -93,8 +104,8 @@ class _EarsTask:
         generator = torch.Generator().manual_seed(1)
         rows = []
         for _ in range(_EVALUATED):
-            drawn = self._drawn(self.held_out, 8, generator)
-            positions = self.mimi.positions(drawn.pcm)
+            drawn = self._to_device(self.held_out.draw(8, 2 * self.spec.frames, generator))
+            positions = self.mimi.heard(drawn.convolved.float())
             latents, quantizer = self.mimi.frames(positions), self.mimi.quantizer
             codes = quantizer.encode(latents, self.mimi.config.codebooks)
             whole, first = quantizer.decode(codes), quantizer.rvq_first.decode(codes[..., :1])
@@ -104,24 +115,70 @@ class _EarsTask:
     def export(self, folder: Path) -> None:
         export_codec(self.mimi, self.spec.config, folder)
 
-    def _straight(self, positions: Tensor, latents: Tensor, drawn: Drawn
+    def _straight(self, positions: Tensor, latents: Tensor, drawn: Stretch
                   ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Losses, and how much is right, of what is told before there are codes."""
-        return self._asked({"positions": (positions, drawn.phones), "latents": (latents, drawn.phones),
-                            "words_in_latents": (latents, drawn.words)})
+        return self._asked({
+            "phones_in_positions": (positions, drawn.phones), "phones_in_latents": (latents, drawn.phones),
+            "words_in_latents": (latents, drawn.words), "meant_in_latents": (latents, drawn.intent)})
 
-    def _coded(self, whole: Tensor, first: Tensor, drawn: Drawn) -> tuple[dict[str, Tensor], dict[str, float]]:
-        return self._asked({"first": (first, drawn.phones), "all": (whole, drawn.phones),
-                            "words": (whole, drawn.words)})
+    def _coded(self, whole: Tensor, first: Tensor, drawn: Stretch) -> tuple[dict[str, Tensor], dict[str, float]]:
+        return self._asked({"phones_first": (first, drawn.phones), "phones": (whole, drawn.phones),
+                            "words": (whole, drawn.words), "meant": (whole, drawn.intent)})
 
     def _asked(self, of: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], dict[str, float]]:
-        answers = {name: told(self.heads[name], x, labels) for name, (x, labels) in of.items()}
-        return ({name: loss for name, (loss, _) in answers.items()},
-                {name: right for name, (_, right) in answers.items()})
+        losses, right = {}, {}
+        for name, (x, labels) in of.items():
+            if name.startswith("meant"):
+                known = labels != NO_INTENT
+                logits, labels = self.heads[name](x[known]), labels[known]
+                losses[name] = F.cross_entropy(logits, labels, reduction="sum") / max(1, len(labels))
+                right[name] = float((logits.argmax(-1) == labels).float().mean())
+            else:
+                losses[name], right[name] = told(self.heads[name], x, labels)
+        return losses, right
 
-    def _drawn(self, stretches: Stretches, count: int, generator: torch.Generator) -> Drawn:
-        return Drawn(*(part.to(self.team.device) for part in stretches.draw(count, generator)))
+    def _thinned(self, convolved: Tensor, generator: torch.Generator) -> Tensor:
+        batch, positions, channels = convolved.shape
+        kept = torch.rand(batch, 1, channels, generator=generator) >= self.spec.dropout
+        runs = torch.rand(batch, -(-positions // 4), 1, generator=generator) >= self.spec.gaps
+        kept = kept & runs.repeat_interleave(4, dim=1)[:, :positions]
+        return convolved * kept.to(convolved.device)
+
+    def _drawn(self, generator: torch.Generator) -> Stretch:
+        count = max(1, self.spec.batch // self.team.size)
+        return self._to_device(self.callers.draw(count, self.spec.frames, generator))
+
+    def _to_device(self, drawn: Stretch) -> Stretch:
+        return Stretch(*(part.to(self.team.device) for part in drawn))
+
+    @torch.no_grad()
+    def _begin_codebooks(self) -> None:
+        """Centroids at the latents of some callers, in the few dimensions in which latents differ for the heads."""
+        generator = torch.Generator().manual_seed(2)
+        drawn = [self._drawn(generator) for _ in range(_KMEANS_BATCHES)]
+        latents = torch.cat([self.mimi.frames(self.mimi.heard(part.convolved.float())).flatten(0, 1) for part in drawn])
+        quantizer = self.mimi.quantizer
+        for half, names in ((quantizer.rvq_first, ("phones",)), (quantizer.rvq_rest, ("phones", "words", "meant"))):
+            asked = [self.heads[f"{name}_in_latents"].weight * _WEIGHTS[name] ** 0.5 for name in names]
+            into, out_of = _what_counts(latents, torch.cat(asked), half.input_proj.weight.shape[0])
+            half.input_proj.weight.copy_(self.team.share_(into)[..., None])
+            half.output_proj.weight.copy_(self.team.share_(out_of)[..., None])
+        quantizer.rvq_first.output_proj.weight.mul_(_FIRST)
+        for name in ("phones", "words", "meant"):
+            self.heads[name].load_state_dict(self.heads[f"{name}_in_latents"].state_dict())
+        codebooks.begin(quantizer, latents, self.team, generator)
+
+
+def _what_counts(latents: Tensor, asked: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Maps [width, dimension] and back [dimension, width] of latents [count, dimension], such that distances are those
+    of what the heads `asked` [answers, dimension] make of them, as far as so few dimensions can tell."""
+    spread, axes = torch.linalg.eigh(latents.T.cov())
+    root = axes * spread.clamp(min=1e-6 * float(spread.max())).sqrt()  # latents are root @ something white
+    _, weights, directions = torch.linalg.svd(asked @ root, full_matrices=False)
+    weights, directions = weights[:width] / weights[:width].square().mean().sqrt(), directions[:width]
+    return (weights[:, None] * directions) @ torch.linalg.pinv(root), root @ directions.T / weights
 
 
 def _weighted(losses: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([loss * (_WORDS if name.startswith("words") else 1) for name, loss in losses.items()]).sum()
+    return torch.stack([loss * _WEIGHTS[name.partition("_")[0]] for name, loss in losses.items()]).sum()

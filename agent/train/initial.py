@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
@@ -51,6 +52,22 @@ def hear_likeness(lm: LanguageModel, mimi: Mimi, generator: torch.Generator) -> 
         power = sum(float(latent.var(0).sum()) for latent in latents)
         for weight, latent in zip(weights, latents, strict=True):
             weight[:len(latent)] = (latent - latent.mean(0)) @ directions / (2 * power) ** 0.5
+
+
+@torch.no_grad()
+def hear_anew(lm: LanguageModel, mimi: Mimi, generator: torch.Generator) -> None:
+    """The same for a trained model that hears by another codec from now on: its caller's codes stay as loud beside the
+    rest of what it reads."""
+    heard = lm.emb.all()[lm.config.agent_codebooks:]
+    before = _power(heard)
+    hear_likeness(lm, mimi, generator)
+    factor = (before / _power(heard)) ** 0.5
+    for weight in heard:
+        weight.mul_(factor)
+
+
+def _power(weights: Sequence[Tensor]) -> float:
+    return sum(float(weight.float().var(0).sum()) for weight in weights)
 
 
 @torch.no_grad()

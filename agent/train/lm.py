@@ -22,8 +22,9 @@ from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
 from agent.train import stt
+from agent.train.codec import load_codec
 from agent.train.domain.reader import load
-from agent.train.initial import go_on_from, initialise
+from agent.train.initial import go_on_from, hear_anew, initialise
 from agent.train.lm_data import Batch, Calls
 from agent.train.tokens import NO_INTENT, Tokens
 from agent.train.trainer import Task, Team, TrainingError
@@ -42,7 +43,7 @@ class LMSpec:
     calls: Path  # of tokens.py
     held_out: Path
     callers: Path | None = None  # calls in which nobody answers: what was said and meant is asked, nothing else
-    callers_share: float = 0.4  # of the batches are those
+    callers_share: float = 0.5  # of the batches are those
     frames: int = 3072  # of a step
     middle: float = 0.15  # of the batches begin in the middle of calls
     pad_share: float = 0.3  # of the text's padding, that is asked for in a step
@@ -51,13 +52,14 @@ class LMSpec:
     quiet_share: float = 0.06
     agent_noise: float = 0.05  # of the input's codes, replaced by any
     first_noise: float = 0.05  # of the caller's first codebook
-    rest_noise: float = 0.12
+    rest_noise: float = 0.08
     heard: float = 0.5  # of the loss: what the caller said
     heard_pad_share: float = 0.1  # of the padding between the caller's words
     meant: float = 0.5
     lag: int = 6  # frames from a word's begin until it must be understood
     ears: Path | None = None  # the folder of a hearing training (stt.py, nano.py), whose layers it begins with
     of: Path | None = None  # the folder of a trained language model to go on from
+    new_ears: Path | None = None  # the folder of another Mimi than the one that it has heard by so far
 
 
 def make_task(team: Team, spec: LMSpec) -> Task:
@@ -77,6 +79,8 @@ class _LMTask:
             lend_ears(spec.ears, self.lm, self.heard, self.meant)
         if spec.of is not None:
             go_on_from(spec.of / WEIGHTS, self.lm)
+        if spec.new_ears is not None:
+            hear_anew(self.lm, load_codec(spec.new_ears), torch.Generator().manual_seed(1))
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.callers = _calls(spec.callers, self.lm, spec.lag, answered=False) if spec.callers else None

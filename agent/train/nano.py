@@ -1,26 +1,26 @@
-"""The recipe of `models/nano`: calls, codec, its ears, tokens, hearing, language model, speech-to-text; each can be
-resumed.
+"""The recipe of `models/nano`: calls, voice, ears, tokens, hearing, language model, speech-to-text; all is resumable.
 
     FOLDER/calls                      sets of made calls; one of them in held-out voices with held-out phrasings
-    FOLDER/codec, ears, hearing, …    trainings: state.pt to go on from, progress.jsonl for the curves
+    FOLDER/codec, sounds, ears, …     trainings: state.pt to go on from, progress.jsonl for the curves
     FOLDER/tokens                     the calls as the language models read them
     FOLDER/nano, FOLDER/nano/stt      what comes out: checkpoints that `load_model` takes
 
-Or it goes on from a model that it made before (`going_on`): the codec and the tokenizer stay, and with them what codes
-and pieces mean; the language model and speech-to-text learn from calls that are made anew.
+Or it goes on from a model that it made before (`going_on`): the codecs and the tokenizer stay, and with them what codes
+and pieces mean; the language model and speech-to-text learn from calls that are made anew. With `new_ears` the voice
+stays alone, and callers are heard by new ears, with the convolutions of those before.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agent.moshi.config import PAD_TOKEN
 from agent.moshi.text import Tokenizer
-from agent.train import codec, ears, lm, stt
+from agent.train import codec, ears, heard, lm, sounds, stt
 from agent.train.dialogues import Shares, callers_script, evaluation_script, saying_script, training_script
 from agent.train.produce import LIST, Recipe, make_calls
 from agent.train.tokenizer import PIECES, train_tokenizer
@@ -43,11 +43,12 @@ MIMI: Mapping[str, Any] = {
         "conv_layout": True, "max_period": 10000, "gating": "none", "norm": "layer_norm",
         "positional_embedding": "rope", "dim_feedforward": 512, "input_dimension": 128, "output_dimensions": [128]},
 }
-# What hears callers: wider and deeper than the voice, as it has to tell words, and half of it is enough to.
+# What hears callers: wider and deeper than the voice, as it has to tell words, and half of it is enough to. Its
+# convolutions are as MIMI's.
 EARS: Mapping[str, Any] = {
     **MIMI, "seanet": {**MIMI["seanet"], "dimension": 192},
-    "quantizer": {**MIMI["quantizer"], "dimension": 96, "input_dimension": 192, "output_dimension": 192},
-    "transformer": {**MIMI["transformer"], "d_model": 192, "num_layers": 4, "dim_feedforward": 768,
+    "quantizer": {**MIMI["quantizer"], "dimension": 32, "input_dimension": 192, "output_dimension": 192},
+    "transformer": {**MIMI["transformer"], "d_model": 192, "num_layers": 6, "dim_feedforward": 768,
                     "input_dimension": 192, "output_dimensions": [192]},
 }
 LM: Mapping[str, Any] = {
@@ -89,7 +90,7 @@ SETS_TO_GO_ON: Mapping[str, CallSet] = {
     CALLS: CallSet(12_600, 400, seed=7),
     "questions": CallSet(1_010_500, 1000, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
     SAYING: CallSet(3_000_000, 300, seed=10),
-    CALLERS: CallSet(2_000_000, 1600, seed=9),
+    CALLERS: CallSet(2_000_000, 6000, seed=9),
 }
 
 
@@ -100,37 +101,57 @@ class NanoRecipe:
     sets: Mapping[str, CallSet] = field(default_factory=lambda: SETS)
     seed: int = 7
     codec_steps: int = 5500
-    ears_steps: int = 5000
+    sounds_steps: int = 5000
+    ears_steps: int = 4700
     stt_steps: int = 12000
     hearing_steps: int = 8000
     lm_steps: int = 3000
-    mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)  # the voice
+    mimi: Mapping[str, Any] = field(default_factory=lambda: MIMI)  # the voice, and what hears sounds
     ears: Mapping[str, Any] = field(default_factory=lambda: EARS)
     lm: Mapping[str, Any] = field(default_factory=lambda: LM)
     tokenizer_scripts: int = 3000
     codec_spec: Mapping[str, Any] = field(default_factory=dict)  # what differs from CodecSpec's defaults
+    sounds_spec: Mapping[str, Any] = field(default_factory=dict)
     ears_spec: Mapping[str, Any] = field(default_factory=dict)
     lm_spec: Mapping[str, Any] = field(default_factory=dict)
     stt_spec: Mapping[str, Any] = field(default_factory=lambda: {
         "heads": 4, "text_dropout": 0.3, "rest_dropout": 0.15})
     hearing_spec: Mapping[str, Any] = field(default_factory=dict)
     of: Path | None = None  # a folder like FOLDER/nano, to go on from
+    new_ears: bool = False  # where it goes on: not with the ears that are there
     lm_rate: float = 1.2e-3
     stt_rate: float = 1.5e-3
 
 
-def going_on(of: Path) -> NanoRecipe:
+def going_on(of: Path, *, new_ears: bool = False) -> NanoRecipe:
     """The recipe that goes on from a model of this one's shape."""
-    return NanoRecipe(sets=SETS_TO_GO_ON, of=of, lm_steps=2200, lm_rate=8e-4, stt_steps=2200, stt_rate=1e-3)
+    steps: Mapping[str, Any] = {"lm_steps": 3300, "lm_rate": 1e-3, "stt_steps": 4000} if new_ears else {
+        "lm_steps": 2200, "lm_rate": 8e-4, "stt_steps": 2200, "stt_rate": 1e-3}
+    return NanoRecipe(sets=SETS_TO_GO_ON, of=of, new_ears=new_ears, **steps)
 
 
 def ears_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
-    """A training of ears (ears.py)."""
-    return Plan(steps, learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=100, final=0.02, clip=3.0,
+    """A training of ears (ears.py), or of what hears sounds for them (sounds.py)."""
+    return Plan(steps, learning_rate=1.2e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=2.0,
                 seed=seed, processes=processes, device=device)
 
 
-STAGES = ("data", "codec", "ears", "tokens", "hearing", "lm", "stt")
+def train_ears(folder: Path, config: Mapping[str, Any], of: Path, calls: Sequence[Path], held_out: Path, plan: Plan,
+               tell: Callable[[str], None] = print, **different: Any) -> None:
+    """Ears with the convolutions of the Mimi in the folder `of`: first hear all callers by these, then learn from that.
+    `different`: of EarsSpec. Raises DatasetError, TrainingError."""
+    vocabulary = heard.vocabulary_of(calls)
+    files = {}
+    for name, lists in (("callers", calls), ("held_out", [held_out])):
+        files[name] = folder / f"heard_{name}.safetensors"
+        if not files[name].exists():
+            heard.hear_calls(lists, of, vocabulary, files[name], workers=plan.processes,
+                             progress=_every_tenth(f"heard of {name}", tell))
+    train(ears.make_task, ears.EarsSpec(config, of, files["callers"], files["held_out"], **different), plan, folder,
+          tell)
+
+
+STAGES = ("data", "codec", "sounds", "ears", "tokens", "hearing", "lm", "stt")
 
 
 def train_nano(folder: Path, recipe: NanoRecipe, *, device: str = "cpu", processes: int | None = None,
@@ -173,28 +194,40 @@ class _Work:
                            else training_script(number, shares=made.shares) for number in numbers]
                 how = Recipe(made.seed)
             make_calls(self._calls(name).parent, scripts, how, workers=self.processes,
-                       progress=self._every_tenth(name))
+                       progress=_every_tenth(name, self.tell))
 
     def _codec(self) -> None:
         if self.recipe.of is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
-            for name in (codec.CONFIG, codec.WEIGHTS, codec.VOICE_CONFIG, codec.VOICE, self.tokenizer.name):
-                if (self.recipe.of / name).exists():  # older models have one codec for both sides
-                    shutil.copyfile(self.recipe.of / name, self.out / name)
+            self._take(self.recipe.of, dict.fromkeys([self.tokenizer.name]))
+            apart = (self.recipe.of / codec.VOICE).exists()  # older models have one codec for both sides
+            if apart:
+                self._take(self.recipe.of, dict.fromkeys([codec.VOICE, codec.VOICE_CONFIG]))
+            if not self.recipe.new_ears:
+                self._take(self.recipe.of, dict.fromkeys([codec.CONFIG, codec.WEIGHTS]))
+            elif not apart:
+                self._take(self.recipe.of, {codec.CONFIG: codec.VOICE_CONFIG, codec.WEIGHTS: codec.VOICE})
             return
         spec = codec.CodecSpec(self.recipe.mimi, (self._calls(CODEC),), self._calls(HELD_OUT), **self.recipe.codec_spec)
         plan = Plan(self.recipe.codec_steps, learning_rate=1e-3, betas=(0.9, 0.99), weight_decay=1e-3, warmup=100,
                     final=0.05, clip=5.0, seed=self.recipe.seed, processes=self.processes, device=self.device)
         train(codec.make_task, spec, plan, self.folder / "codec", self.tell)
-        self._take("codec", {codec.CONFIG: codec.VOICE_CONFIG, codec.WEIGHTS: codec.VOICE})
+        self._take(self.folder / "codec", {codec.CONFIG: codec.VOICE_CONFIG, codec.WEIGHTS: codec.VOICE})
 
-    def _ears(self) -> None:
+    def _sounds(self) -> None:
         if self.recipe.of is not None:
             return
-        spec = ears.EarsSpec(self.recipe.ears, (self._calls(CALLERS),), self._calls(HELD_OUT), **self.recipe.ears_spec)
+        spec = sounds.SoundsSpec(self.recipe.mimi, (self._calls(CALLERS),), self._calls(HELD_OUT),
+                                 **self.recipe.sounds_spec)
+        plan = ears_plan(self.recipe.sounds_steps, seed=self.recipe.seed, processes=self.processes, device=self.device)
+        train(sounds.make_task, spec, plan, self.folder / "sounds", self.tell)
+
+    def _ears(self) -> None:
+        if self.recipe.of is not None and not self.recipe.new_ears:
+            return
         plan = ears_plan(self.recipe.ears_steps, seed=self.recipe.seed, processes=self.processes, device=self.device)
-        train(ears.make_task, spec, plan, self.folder / "ears", self.tell)
-        self._take("ears", {name: name for name in (codec.CONFIG, codec.WEIGHTS)})
+        train_ears(self.folder / "ears", self.recipe.ears, self.recipe.of or self.folder / "sounds",
+                   [self._calls(CALLERS)], self._calls(HELD_OUT), plan, self.tell, **self.recipe.ears_spec)
+        self._take(self.folder / "ears", dict.fromkeys([codec.CONFIG, codec.WEIGHTS]))
 
     def _whole_calls(self) -> tuple[str, ...]:
         return tuple(name for name in self.recipe.sets if name not in (CODEC, CALLERS, HELD_OUT))
@@ -207,10 +240,12 @@ class _Work:
             if not (out := self._encoded(encoded)).exists():
                 encode_calls([self._calls(name) for name in names], mimi.to(self.device),
                              Tokenizer(self.tokenizer), out, voice=voice.to(self.device), workers=self.processes,
-                             progress=self._every_tenth(f"tokens of {', '.join(names)}"))
+                             progress=_every_tenth(f"tokens of {', '.join(names)}", self.tell))
 
     def _lm(self) -> None:
         begins = {"ears": self.folder / "hearing"} if self.recipe.of is None else {"of": self.recipe.of}
+        if self.recipe.new_ears:
+            begins["new_ears"] = self.out
         apart = (self.out / codec.VOICE).exists()
         voice = {"voice_name": codec.VOICE, "voice_config_name": codec.VOICE_CONFIG} if apart else {}
         spec = lm.LMSpec({**self.recipe.lm, **voice, "text_card": len(Tokenizer(self.tokenizer))},
@@ -219,10 +254,10 @@ class _Work:
         plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, warmup=100, seed=self.recipe.seed,
                     processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
-        self._take("lm", {name: name for name in (lm.WEIGHTS, lm.CONFIG)})
+        self._take(self.folder / "lm", dict.fromkeys([lm.WEIGHTS, lm.CONFIG]))
 
     def _stt(self) -> None:
-        of = {} if self.recipe.of is None else {"of": self.recipe.of / "stt"}
+        of = {} if self.recipe.of is None or self.recipe.new_ears else {"of": self.recipe.of / "stt"}
         self._train_stt(self.out / "stt", self.recipe.stt_steps, {**of, **self.recipe.stt_spec})
 
     def _hearing(self) -> None:
@@ -248,19 +283,20 @@ class _Work:
     def _encoded(self, name: str) -> Path:
         return self.folder / "tokens" / f"{name}.safetensors"
 
-    def _take(self, stage: str, names: Mapping[str, str]) -> None:
-        """A stage's files into the checkpoint, by the names that they have there."""
+    def _take(self, folder: Path, names: Mapping[str, str | None]) -> None:
+        """A folder's files into the checkpoint, by the names that they have there, or by their own."""
         self.out.mkdir(parents=True, exist_ok=True)
         for name, there in names.items():
-            shutil.copyfile(self.folder / stage / name, self.out / there)
+            shutil.copyfile(folder / name, self.out / (there or name))
 
-    def _every_tenth(self, what: str) -> Callable[[int, int], None]:
-        told = -1
 
-        def progress(made: int, of: int) -> None:
-            nonlocal told
-            if (tenth := 10 * made // max(1, of)) > told:
-                told = tenth
-                self.tell(f"{what}: {made} of {of}")
+def _every_tenth(what: str, tell: Callable[[str], None]) -> Callable[[int, int], None]:
+    told = -1
 
-        return progress
+    def progress(made: int, of: int) -> None:
+        nonlocal told
+        if (tenth := 10 * made // max(1, of)) > told:
+            told = tenth
+            tell(f"{what}: {made} of {of}")
+
+    return progress

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -198,7 +198,7 @@ class CallEncoder:
             free=_free(call, frames),
             said=text_stream(by["caller"], frames, self.tokenizer),
             speaking=_speaking(call, "caller", frames),
-            intent=self._meant(call, frames),
+            intent=meant(call, frames, self._intents),
             phones=_phones(call, frames))
 
     def _speech(self, pcm: Samples) -> Tensor:
@@ -221,13 +221,16 @@ class CallEncoder:
         codes = mimi.encode(torch.from_numpy(batch).to(_device(mimi)), self.codebooks).cpu()
         return [row[:, :sound.size // FRAME_SAMPLES].clone() for row, sound in zip(codes, sounds, strict=True)]
 
-    def _meant(self, call: Call, frames: int) -> Tensor:
-        meant = torch.full((frames,), NO_INTENT)
-        for utterance in call.utterances:
-            if utterance.speaker == "caller" and utterance.kind == "speech" and utterance.intent in self._intents:
-                end = int(utterance.end_s * _FRAMES_A_SECOND) + 1
-                meant[end:end + INTENT_FRAMES] = self._intents[utterance.intent]
-        return meant
+
+def meant(call: Call, frames: int, intents: Mapping[str, int]) -> Tensor:
+    """What the caller meant [frames], by its place among `intents`, in the frames after each line; else NO_INTENT."""
+    told = torch.full((frames,), NO_INTENT)
+    for utterance in call.utterances:
+        intent = intents.get(utterance.intent or "")
+        if utterance.speaker == "caller" and utterance.kind == "speech" and intent is not None:
+            end = int(utterance.end_s * _FRAMES_A_SECOND) + 1
+            told[end:end + INTENT_FRAMES] = intent
+    return told
 
 
 def text_stream(words: Sequence[Word], frames: int, tokenizer: Tokenizer) -> Tensor:

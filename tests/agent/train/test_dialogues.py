@@ -60,7 +60,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Heard, State]]:
 
 
 def test_callers_alone_say_what_they_say_in_the_call_and_nobody_answers() -> None:
-    alone, call = callers_script(7), training_script(7)
+    alone, call = callers_script(7), training_script(7, evenly=True)
     assert {line.speaker for line in alone.lines} == {"caller"}
     assert [(line.text, line.intent) for line in alone.lines] == [
         (line.text, line.intent) for line in call.lines if line.speaker == "caller"]
@@ -69,6 +69,11 @@ def test_callers_alone_say_what_they_say_in_the_call_and_nobody_answers() -> Non
     scripts = [callers_script(seed) for seed in range(40)]
     spoken = sum(speech_seconds(line.text) for script in scripts for line in script.lines)
     assert spoken > 0.45 * sum(script_seconds(script) for script in scripts)
+    calls = [training_script(seed) for seed in range(40)]
+    common, rare = (len({line.text for script in some for line in script.lines if line.speaker == "caller"})
+                    / sum(line.speaker == "caller" for script in some for line in script.lines)
+                    for some in (calls, scripts))
+    assert rare > 1.08 * common, "other sentences than those that most people say"
 
 
 def test_an_operators_sentences_are_of_all_kinds_and_none_is_the_agents_decision() -> None:
@@ -129,7 +134,7 @@ def test_an_answer_comes_a_quarter_to_half_a_second_after_the_caller_unless_it_i
         held_until = {span.until for span in script.held}
         for index, (before, line) in enumerate(pairwise(script.lines)):
             if line.speaker == "agent" and before.speaker == "caller" and line.decided and index not in held_until:
-                assert 0.25 <= line.after_s <= 0.5
+                assert 0.33 <= line.after_s <= 0.58
 
 
 def test_nobody_answers_an_unfinished_sentence_or_a_backchannel() -> None:
@@ -157,7 +162,7 @@ def test_an_interrupted_agent_stops_soon_and_answers_the_new_question() -> None:
             assert 0 < line.cut_s < speech_seconds(line.text)
             caller = script.lines[index + 1]
             assert caller.speaker == "caller"
-            assert -0.45 <= caller.after_s <= -0.2
+            assert -0.53 <= caller.after_s <= -0.28
             answered = next(later for later in script.lines[index + 1:] if later.speaker == "agent" and later.intent)
             asked = [later for later in script.lines[index + 1:] if later.speaker == "caller" and later.intent]
             assert answered.intent == asked[0].intent
@@ -182,7 +187,7 @@ def test_a_held_question_is_answered_after_the_hold() -> None:
             following = script.lines[span.until + 1] if span.until + 1 < len(script.lines) else None
             if following and following.speaker == "agent":
                 assert script.lines[span.line].intent == following.intent
-                assert 0.2 <= spans[span.until + 1][0] - end_s <= 0.51
+                assert 0.28 <= spans[span.until + 1][0] - end_s <= 0.59
             for line, (line_begin_s, _) in zip(script.lines, spans, strict=True):
                 if line.speaker == "agent":
                     assert not begin_s + 0.11 < line_begin_s < end_s, f"{line.text!r} begins in a hold"
@@ -195,7 +200,7 @@ def test_what_the_agent_was_made_to_say_is_marked_as_not_its_decision() -> None:
     assert len(unasked) > 200
     assert not any(line.decided for line in unasked if line.text != reception.GREETING)
     arbitrary = [line.after_s for _, line in _pairs(SCRIPTS) if line.intent and not line.decided]
-    assert sum(after_s < 0.13 for after_s in arbitrary) > 50  # very early
+    assert sum(after_s < 0.21 for after_s in arbitrary) > 50  # very early
     assert sum(after_s > 0.89 for after_s in arbitrary) > 50  # late
 
 

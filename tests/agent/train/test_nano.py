@@ -22,12 +22,13 @@ from agent.train.trainer import TrainingError
 TINY = NanoRecipe(
     sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
           CALLERS: CallSet(20, 2, seed=3)},
-    codec_steps=6, ears_steps=4, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
+    codec_steps=6, sounds_steps=3, ears_steps=4, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
     ears=copy.deepcopy(MIMI),
     lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},
     tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3},
-    ears_spec={"frames": 6, "batch": 2, "unquantised_steps": 2}, lm_spec={"frames": 600},
+    sounds_spec={"frames": 6, "batch": 2}, ears_spec={"frames": 6, "batch": 2, "unquantised_steps": 2},
+    lm_spec={"frames": 600},
     stt_spec={"dim": 64, "layers": 1, "heads": 4, "frames": 64, "batch": 2, "transcribed_calls": 1},
     hearing_spec={"frames": 64, "batch": 2})
 
@@ -82,6 +83,24 @@ def test_going_on_keeps_the_codec_and_lets_both_models_learn(folder: Path, tmp_p
     with pytest.raises(TrainingError, match="can't be gone on from"):
         train_nano(tmp_path / "other", replace(recipe, lm={**recipe.lm, "dim": 32}), processes=1,
                    tell=lambda _: None)
+
+
+def test_going_on_with_new_ears_keeps_the_voice_and_what_hears_sounds(folder: Path, tmp_path: Path) -> None:
+    recipe = replace(TINY, of=folder / "nano", new_ears=True, ears_steps=7)
+    stages = tuple(stage for stage in STAGES if stage not in ("hearing", "stt"))
+    (tmp_path / "calls").symlink_to(folder / "calls")
+    train_nano(tmp_path, recipe, processes=1, stages=stages, tell=lambda _: None)
+    before, after = folder / "nano", tmp_path / "nano"
+    for name in ("voice.safetensors", "voice_config.json", "tokenizer.model"):
+        assert (after / name).read_bytes() == (before / name).read_bytes()
+    old, new = load_file(before / "mimi.safetensors"), load_file(after / "mimi.safetensors")
+    first, centroids = "encoder.model.0.conv.conv.weight", "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
+    assert torch.equal(old[first], new[first])
+    assert not torch.equal(old[centroids], new[centroids])
+    heard = f"emb.{CODEBOOKS}.weight"
+    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
+    assert float((old["emb.0.weight"] - new["emb.0.weight"]).abs().max()) < 0.05
+    assert float((old[heard] - new[heard]).abs().max()) > 0.05, "other codes mean other things"
 
 
 def test_curves_are_drawn(folder: Path, tmp_path: Path) -> None:
