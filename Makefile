@@ -29,8 +29,9 @@ $(VENV)/.peers: tests/requirements.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
 	@touch $@
 
+# Two processes: in one the tests that talk in real time and mostly wait, in the other those that compute.
 test: setup test-peers
-	$(BIN)/pytest --quiet
+	$(BIN)/pytest --quiet --numprocesses 2 --dist loadgroup
 
 soak: setup test-peers
 	$(BIN)/pytest --quiet -m soak

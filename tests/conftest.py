@@ -1,18 +1,24 @@
 """Real servers for all tests: one Redis and one Postgres for the session, emptied for each test that uses them.
 
-TANDEM_TEST_REDIS_URL and TANDEM_TEST_DATABASE_URL name others, which must be the tests' own: they are emptied.
+TANDEM_TEST_REDIS_URL and TANDEM_TEST_DATABASE_URL name others, which must be the tests' own: they are emptied. Where
+tests run in several processes, each has servers of its own, or a database of its own in those.
+
+`make test` runs two processes. Calls are in real time: their tests are one group, which runs in one of the two, since
+two calls' tests at once would disturb each other; a file of the others is a group by itself.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg import sql
 from redis.asyncio import Redis
 from sqlalchemy import make_url
 
@@ -21,22 +27,46 @@ from calls.store import Store, upgrade
 from calls.tables import Base
 from tandem.embedded import embedded_postgres, embedded_redis
 
+TESTS = Path(__file__).parent
+IN_REAL_TIME = ("sip", "end_to_end", "media")  # folders
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests in real time come first, as one group: they take longest."""
+    def in_real_time(item: pytest.Item) -> bool:
+        return item.path.relative_to(TESTS).parts[0] in IN_REAL_TIME
+
+    items.sort(key=lambda item: not in_real_time(item))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("real time" if in_real_time(item) else str(item.path)))
+
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def worker_number() -> int:
+    """Of the process among those that run tests at the same time: 0 for the first, or the only one."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory, worker_number: int) -> Iterator[str]:
     given = os.environ.get("TANDEM_TEST_REDIS_URL")
     if given:
-        yield given
+        yield urlsplit(given)._replace(path=f"/{worker_number}").geturl() if worker_number else given
     else:
         with embedded_redis(_data_dir(tmp_path_factory)) as url:
             yield url
 
 
 @pytest.fixture(scope="session")
-def database_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database_url(tmp_path_factory: pytest.TempPathFactory, worker_number: int) -> Iterator[str]:
     """A database at its newest version."""
     given = os.environ.get("TANDEM_TEST_DATABASE_URL")
-    if given:
+    if given and worker_number:
+        with _another_database(given, f"{make_url(given).database}_{worker_number}") as url:
+            upgrade(url)
+            yield url
+    elif given:
         upgrade(given)
         yield given
     else:
@@ -67,11 +97,21 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 @pytest.fixture
 def new_database_url(database_url: str) -> Iterator[str]:
     """A database in which nothing has been made yet."""
-    name = f"test_{uuid4().hex}"
-    with closing(psycopg.connect(database_url, autocommit=True)) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-        yield make_url(database_url).set(database=name).render_as_string(hide_password=False)
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+    with _another_database(database_url, f"test_{uuid4().hex}") as url:
+        yield url
+
+
+@contextmanager
+def _another_database(url: str, name: str) -> Iterator[str]:
+    """On the same server."""
+    quoted = sql.Identifier(name)
+    with closing(psycopg.connect(url, autocommit=True)) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(quoted))
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(quoted))
+        try:
+            yield make_url(url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(quoted))
 
 
 def _data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
