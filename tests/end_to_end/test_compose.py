@@ -26,7 +26,7 @@ from sip.phone import phone
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {"REDIS_PASSWORD": "r" * 32, "POSTGRES_PASSWORD": "p" * 32, "TANDEM_SECRET": "s" * 32}
-READY_S, END_S = 60.0, 60.0
+READY_S, END_S = 150.0, 60.0
 
 
 def _compose() -> dict[str, Any]:
