@@ -18,13 +18,13 @@ LONGEST_EXCHANGE_S = 26.0  # without a hold or a silence; a call that is nearer 
 
 GREETING_S = (0.2, 0.6)
 REPLY_S = (0.33, 0.58)  # the receptionist's usual pause before an answer
-EARLY_S = (0.08, 0.2)
+EARLY_S = (0.0, 0.12)
 LATE_S = (0.9, 2.5)
 HELD_S = (2.0, 12.0)
 SILENCE_S = (8.0, 60.0)
 LONGEST_SAYING_S = 50.0
 SENTENCES_APART_S = (0.4, 1.6)  # where nobody answers
-REACTION_S = (0.28, 0.53)  # an interrupted receptionist goes on for so long
+REACTION_S = (0.2, 0.45)  # an interrupted receptionist goes on for so long
 SHORTEST_CUT_S = 0.8  # the receptionist is let say this much before somebody interrupts
 
 # After these words a sentence is plainly unfinished: nobody answers into a pause there.
