@@ -31,7 +31,7 @@ $(VENV)/.peers: tests/requirements.txt $(VENV)/.installed
 
 # Two processes: in one the tests that talk in real time and mostly wait, in the other those that compute.
 test: setup test-peers
-	$(BIN)/pytest --quiet --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --quiet --numprocesses 2
 
 soak: setup test-peers
 	$(BIN)/pytest --quiet -m soak

@@ -21,25 +21,27 @@ import pytest
 from psycopg import sql
 from redis.asyncio import Redis
 from sqlalchemy import make_url
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from calls.connect import open_redis
 from calls.store import Store, upgrade
 from calls.tables import Base
 from tandem.embedded import embedded_postgres, embedded_redis
 
-TESTS = Path(__file__).parent
-IN_REAL_TIME = ("sip", "end_to_end", "media")  # folders
+IN_REAL_TIME = ("tests/sip/", "tests/end_to_end/", "tests/media/")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests in real time come first, as one group: they take longest."""
-    def in_real_time(item: pytest.Item) -> bool:
-        return item.path.relative_to(TESTS).parts[0] in IN_REAL_TIME
+class _Scheduling(LoadScopeScheduling):
+    """Tests in real time are one group, and each file of the others."""
 
-    items.sort(key=lambda item: not in_real_time(item))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("real time" if in_real_time(item) else str(item.path)))
+    def _split_scope(self, nodeid: str) -> str:
+        return "in real time" if nodeid.startswith(IN_REAL_TIME) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
