@@ -26,7 +26,7 @@ from agent.train.codec import export_codec, initialise, load_codec, told
 from agent.train.domain.reader import load
 from agent.train.heard import NO_INTENT, WORD_LABELS, Heard, Stretch
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
-from agent.train.trainer import Task, Team
+from agent.train.trainer import Task, Team, TrainingError
 
 _LEARNT = ("encoder_transformer", "downsample", "quantizer")  # and the last convolution
 _STRAIGHT = 0.5  # of the loss from before the codebooks, once there are some
@@ -62,12 +62,9 @@ class _EarsTask:
         self.mimi = Mimi(MimiConfig.from_dict(spec.config))
         width, config = self.mimi.config.dimension, self.mimi.config
         self.last = f"encoder.model.{len(self.mimi.encoder.model) - 1}."
-        initialise(self.mimi, torch.randn(4, 25 * config.frame_samples) * 0.1, torch.Generator().manual_seed(0))
-        hears = load_codec(spec.of).state_dict()
-        with torch.no_grad():
-            for name, weight in self.mimi.named_parameters():
-                if name.startswith("encoder.") and not name.startswith(self.last):
-                    weight.copy_(hears[name])
+        generator = torch.Generator().manual_seed(0)
+        initialise(self.mimi, 0.1 * torch.randn(4, 25 * config.frame_samples, generator=generator), generator)
+        self._take_convolutions()
         phones, intents = LABELS * LABELS_PER_FRAME, len(load().intents)
         # of the positions before they become frames, of the frames, of the first codebook, of all
         self.heads = nn.ModuleDict({name: nn.Linear(width, labels) for name, labels in {
@@ -79,6 +76,15 @@ class _EarsTask:
         self.module = nn.ModuleDict({"mimi": self.mimi, "heads": self.heads}).to(team.device)
         for name, weight in self.mimi.named_parameters():
             weight.requires_grad_(name.startswith((*_LEARNT, self.last)))
+
+    @torch.no_grad()
+    def _take_convolutions(self) -> None:
+        hears = load_codec(self.spec.of).state_dict()
+        for name, weight in self.mimi.named_parameters():
+            if name.startswith("encoder.") and not name.startswith(self.last):
+                if name not in hears or hears[name].shape != weight.shape:
+                    raise TrainingError(f"{self.spec.of}: its convolutions aren't those of the ears' config ({name})")
+                weight.copy_(hears[name])
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec

@@ -16,7 +16,7 @@ from agent.train.codec_data import read_stretches
 from agent.train.dataset import DatasetError, read_call
 from agent.train.heard import NO_INTENT, Heard, hear_calls, vocabulary_of
 from agent.train.nano import train_ears
-from agent.train.trainer import PROGRESS, Plan, Team, train
+from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
 
 PLAN = Plan(steps=60, learning_rate=2e-3, betas=(0.9, 0.98), warmup=5, clip=3.0, log_every=10, evaluate_every=60,
             save_every=60)
@@ -110,6 +110,14 @@ def test_ears_are_taught_phones_and_words_and_put_them_into_codes(
     assert books["quantizer.rvq_first.vq.layers.0._codebook._initialized"].item() == 1
     kept, first = load_file(convolutions / codec.WEIGHTS), "encoder.model.0.conv.conv.weight"
     assert torch.equal(kept[first], books[first])
+
+
+def test_convolutions_of_another_shape_are_refused(convolutions: Path, heard: Heard) -> None:
+    config = tiny()
+    config["seanet"]["n_filters"] = 6
+    file = convolutions / "heard.safetensors"
+    with pytest.raises(TrainingError, match=r"its convolutions aren't those of the ears' config \(encoder\.model\.0"):
+        ears.make_task(Team(0, 1, torch.device("cpu")), ears.EarsSpec(config, convolutions, file, file))
 
 
 def test_meaning_is_asked_for_after_a_line_alone(convolutions: Path, heard: Heard) -> None:
