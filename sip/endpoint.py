@@ -49,13 +49,17 @@ class EndpointSettings:
 
 class _Log(pj.LogWriter):  # type: ignore[misc]
     """The library's warnings and errors, into ours: of each the first line, as others may be a stranger's message with
-    whatever is in it, and so many a second, as strangers may send more."""
+    whatever is in it, and so many a second, as strangers may send more. Once it is `open`: what goes wrong before is
+    raised."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.open = False
         self._second, self._written = 0, 0
 
     def write(self, entry: pj.LogEntry) -> None:
+        if not self.open:
+            return
         second = int(time.monotonic())
         if second != self._second:
             self._second, self._written = second, 0
@@ -152,6 +156,7 @@ class Endpoint:
             raise EndpointError(f"pjsua2: this build won't do: {error}") from None
         library.audDevManager().setNullDev()
         self._listen(library)
+        self._log_writer.open = True
         library.libStart()
         self.set_codecs(self.settings.codecs)
         sink = library.audDevManager().getPlaybackDevMedia()
