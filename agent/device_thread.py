@@ -135,7 +135,8 @@ class DeviceThread:
             return dropped
 
     def pause(self, seat: Seat) -> None:
-        """Returns when the seat isn't stepped any more, until `resume`; its frames wait. Not on the device thread."""
+        """Returns when the seat isn't stepped any more, until `resume`; its frames wait. Not on the device thread.
+        A step is waited for; one that hangs ends the worker."""
         with self._changed:
             self._scheduler.pause(seat.slot)
         while True:
@@ -179,6 +180,8 @@ class DeviceThread:
                 self._stepped()
         except Exception as error:  # the thread's edge: a step that fails ends the worker, loudly
             log.exception("the engine %s failed", self.engine.info.name)
+            with self._changed:
+                self._stepping = set()  # whoever waits for the step's end, waits for nothing more
             self._failed(error)
 
     def _collect(self) -> list[_Due] | None:

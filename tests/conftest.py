@@ -29,7 +29,7 @@ from calls.store import Store, upgrade
 from calls.tables import Base
 from tandem.embedded import embedded_postgres, embedded_redis
 
-IN_REAL_TIME = ("tests/sip/", "tests/end_to_end/", "tests/media/")
+IN_REAL_TIME = ("tests/sip/", "tests/end_to_end/", "tests/media/", "tests/bench/", "tests/tandem/test_bench_calls.py")
 
 
 class _Scheduling(LoadScopeScheduling):
@@ -42,6 +42,12 @@ class _Scheduling(LoadScopeScheduling):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
     return _Scheduling(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Those that compute give way to those in real time, which run in the other process."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith(IN_REAL_TIME):
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
 
 
 @pytest.fixture(scope="session")

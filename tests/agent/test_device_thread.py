@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -161,3 +162,29 @@ def test_outcomes_are_of_their_own_call_alone(engine: MoshiEngine, tokenizer: To
     assert mine[0].outcomes == (Outcome("a", "held", 0, 0),)
     assert _outcomes(others) == []
     assert all(frame.step.mode == TextMode.FREE for frame in others)
+
+
+def test_whoever_waits_for_the_end_of_a_step_that_fails_waits_no_longer(
+        engine: MoshiEngine, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, fail, errors = threading.Event(), threading.Event(), list[BaseException]()
+
+    def step(*_: object, **__: object) -> None:
+        began.set()
+        assert fail.wait(10)
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(engine, "step", step)
+    device = DeviceThread(engine, errors.append)
+    caller = Caller(device, tokenizer)
+    device.start()
+    device.frame(caller.seat, 0, SILENT)
+    assert began.wait(10)
+    waiting = threading.Thread(target=device.pause, args=(caller.seat,), daemon=True)
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive(), "the step isn't over"
+    fail.set()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    device.stop()
+    assert [str(error) for error in errors] == ["the device is gone"]

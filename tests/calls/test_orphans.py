@@ -70,6 +70,9 @@ async def test_a_bridge_that_was_only_silent_has_the_last_word(redis: Redis, sto
         await until_asked(lambda: reason("bridge_lost"), "it is given up")
         writer.emit("call", 0, ENDED)
         await until_asked(lambda: reason("caller_hung_up"), "its own end counts")
+    row = await store.call("call")
+    assert row is not None
+    assert row.end_reason == "caller_hung_up"
 
 
 async def test_while_redis_knows_nobody_no_call_is_given_up(

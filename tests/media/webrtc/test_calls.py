@@ -317,8 +317,9 @@ async def test_a_process_that_ends_takes_no_calls_and_says_goodbye_to_those_that
 
 async def test_a_call_without_a_data_channel_is_a_call(bench: WebBench) -> None:
     peer = bench.peer(with_channel=False)
-    await bench.call(peer)
+    call = await bench.call(peer)
     await wait_for(lambda: len(peer.heard) > 20)
+    assert call in bench.bridge._by_id, "it goes on"
 
 
 async def test_a_page_calls_over_http_resumes_and_hangs_up(
