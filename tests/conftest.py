@@ -13,7 +13,6 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -60,7 +59,7 @@ def worker_number() -> int:
 def redis_url(tmp_path_factory: pytest.TempPathFactory, worker_number: int) -> Iterator[str]:
     given = os.environ.get("TANDEM_TEST_REDIS_URL")
     if given:
-        yield urlsplit(given)._replace(path=f"/{worker_number}").geturl() if worker_number else given
+        yield f"{given}{'&' if '?' in given else '?'}db={worker_number}" if worker_number else given
     else:
         with embedded_redis(_data_dir(tmp_path_factory)) as url:
             yield url
