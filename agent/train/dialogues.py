@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from random import Random
 from typing import Literal
 
 from agent.train.callers import Caller, Episode, Habits, Knowledge, Turn, asking, booking, cancelling, changing
 from agent.train.domain.reader import Domain, Manners, load
 from agent.train.domain.reception import GO_ON, GREETING, STILL_THERE, answer, booking_in, pending_question
+from agent.train.domain.slots import SlotName, is_held_out_pair
 from agent.train.script import Held, Line, Script
 from agent.train.timing import lines_seconds, speech_seconds
 
@@ -24,6 +26,7 @@ HELD_S = (2.0, 12.0)
 SILENCE_S = (8.0, 60.0)
 LONGEST_SAYING_S = 50.0
 SENTENCES_APART_S = (0.4, 1.6)  # where nobody answers
+STRETCHES, WORDS = (2, 4), (1, 4)  # of a jumbled sentence, of a stretch
 REACTION_S = (0.2, 0.45)  # an interrupted receptionist goes on for so long
 SHORTEST_CUT_S = 0.8  # the receptionist is let say this much before somebody interrupts
 
@@ -103,6 +106,33 @@ def callers_script(seed: int, *, domain: Domain | None = None) -> Script:
     lines = [replace(line, after_s=round(random.uniform(*SENTENCES_APART_S), 2))
              for line in script.lines if line.speaker == "caller"]
     return Script(f"callers-{seed:06d}", tuple(lines))
+
+
+def jumbled_script(seed: int, *, domain: Domain | None = None) -> Script:
+    """Callers whose sentences are stretches of all kinds of sentences, one behind the other: what is said there can be
+    told by nothing but its sound, and every word comes after many others. They mean nothing."""
+    domain, random = domain or load(), Random(f"jumbled {seed}")
+    caller, length_s = Caller(domain, random, held_out=False, evenly=True), random.uniform(SHORTEST_S, LONGEST_SAYING_S)
+    lines: list[Line] = []
+    while lines_seconds(lines) < length_s:
+        lines.append(Line("caller", _jumbled(caller), round(random.uniform(*SENTENCES_APART_S), 2)))
+    return Script(f"jumbled-{seed:06d}", tuple(lines))
+
+
+def _jumbled(caller: Caller) -> str:
+    """Without what nobody books in training, even by chance."""
+    random, intents = caller.random, sorted(caller.domain.intents)
+    while True:
+        said, values = list[str](), list[tuple[SlotName, str]]()
+        for _ in range(random.randint(*STRETCHES)):
+            turn = caller.ask(random.choice(intents))
+            words = turn.text.split()
+            count = min(len(words), random.randint(*WORDS))
+            first = random.randint(0, len(words) - count)
+            said += words[first:first + count]
+            values += turn.heard.slots.items()
+        if not any(one[0] != other[0] and is_held_out_pair(one, other) for one, other in combinations(values, 2)):
+            return " ".join(said).rstrip(",")
 
 
 def saying_script(seed: int, *, domain: Domain | None = None) -> Script:

@@ -4,8 +4,8 @@ What the agent says is another codec's (codec.py), its voice; a checkpoint names
 other's way: the gradient of how a voice sounds is a hundred times that of what is said. The decoder stays untrained.
 
 The convolutions are a codec's that tells phones already (sounds.py); they stay as they are, and what is learnt from is
-what they make of callers (heard.py). The transformer behind them learns without codebooks at first. Then there are
-some, at the latents' places, and they follow them.
+what they make of callers (heard.py). The transformer behind them, which begins as that codec's where it is as wide and
+deep, learns without codebooks at first. Then there are some, at the latents' places, and they follow them.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ _DECAY = 0.98  # of centroids, whose latents move faster than a voice's
 _FIRST = 0.25  # of a latent that the first codebook's part begins with; the others' is the whole
 _EVALUATED, _KMEANS_BATCHES = 16, 40  # batches
 _WEIGHTS = {"phones": 1.0, "words": 1.0, "meant": 0.5}  # of the loss
+# In what counts: a word's many labels must not leave phones, of which all words are made, without a dimension.
+_COUNT = {"phones": 10.0, "words": 1.0, "meant": 0.5}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class EarsSpec:
     """`config` is a mimi_config.json. The batch is divided among the processes."""
 
     config: Mapping[str, Any]
-    of: Path  # the folder of the Mimi whose convolutions hear
+    of: Path  # the folder of the Mimi whose convolutions hear, and whose transformer, where it fits
     callers: Path  # what is learnt from (heard.py)
     held_out: Path
     batch: int = 32
@@ -64,7 +66,7 @@ class _EarsTask:
         self.last = f"encoder.model.{len(self.mimi.encoder.model) - 1}."
         generator = torch.Generator().manual_seed(0)
         initialise(self.mimi, 0.1 * torch.randn(4, 25 * config.frame_samples, generator=generator), generator)
-        self._take_convolutions()
+        self._take_hearing()
         phones, intents = LABELS * LABELS_PER_FRAME, len(load().intents)
         # of the positions before they become frames, of the frames, of the first codebook, of all
         self.heads = nn.ModuleDict({name: nn.Linear(width, labels) for name, labels in {
@@ -78,12 +80,15 @@ class _EarsTask:
             weight.requires_grad_(name.startswith((*_LEARNT, self.last)))
 
     @torch.no_grad()
-    def _take_convolutions(self) -> None:
-        hears = load_codec(self.spec.of).state_dict()
-        for name, weight in self.mimi.named_parameters():
-            if name.startswith("encoder.") and not name.startswith(self.last):
-                if name not in hears or hears[name].shape != weight.shape:
-                    raise TrainingError(f"{self.spec.of}: its convolutions aren't those of the ears' config ({name})")
+    def _take_hearing(self) -> None:
+        hears, ours = load_codec(self.spec.of).state_dict(), dict(self.mimi.named_parameters())
+        behind = [name for name in ours if name.startswith(("encoder_transformer", "downsample", self.last))]
+        for name in ours:
+            if name.startswith("encoder.") and not name.startswith(self.last) and not _fits(hears, name, ours[name]):
+                raise TrainingError(f"{self.spec.of}: its convolutions aren't those of the ears' config ({name})")
+        whole = all(_fits(hears, name, ours[name]) for name in behind)
+        for name, weight in ours.items():
+            if (whole and name in behind) or (name.startswith("encoder.") and name not in behind):
                 weight.copy_(hears[name])
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
@@ -166,7 +171,7 @@ class _EarsTask:
         latents = torch.cat([self.mimi.frames(self.mimi.heard(part.convolved.float())).flatten(0, 1) for part in drawn])
         quantizer = self.mimi.quantizer
         for half, names in ((quantizer.rvq_first, ("phones",)), (quantizer.rvq_rest, ("phones", "words", "meant"))):
-            asked = [self.heads[f"{name}_in_latents"].weight * _WEIGHTS[name] ** 0.5 for name in names]
+            asked = [self.heads[f"{name}_in_latents"].weight * _COUNT[name] ** 0.5 for name in names]
             into, out_of = _what_counts(latents, torch.cat(asked), half.input_proj.weight.shape[0])
             half.input_proj.weight.copy_(self.team.share_(into)[..., None])
             half.output_proj.weight.copy_(self.team.share_(out_of)[..., None])
@@ -174,6 +179,10 @@ class _EarsTask:
         for name in ("phones", "words", "meant"):
             self.heads[name].load_state_dict(self.heads[f"{name}_in_latents"].state_dict())
         codebooks.begin(quantizer, latents, self.team, generator)
+
+
+def _fits(weights: Mapping[str, Tensor], name: str, ours: Tensor) -> bool:
+    return name in weights and weights[name].shape == ours.shape
 
 
 def _what_counts(latents: Tensor, asked: Tensor, width: int) -> tuple[Tensor, Tensor]:

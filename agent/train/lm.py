@@ -24,7 +24,7 @@ from agent.moshi.lm import LanguageModel
 from agent.train import stt
 from agent.train.codec import load_codec
 from agent.train.domain.reader import load
-from agent.train.initial import go_on_from, hear_anew, initialise
+from agent.train.initial import HeardTwice, go_on_from, hear_anew, initialise
 from agent.train.lm_data import Batch, Calls
 from agent.train.tokens import NO_INTENT, Tokens
 from agent.train.trainer import Task, Team, TrainingError
@@ -60,6 +60,7 @@ class LMSpec:
     ears: Path | None = None  # the folder of a hearing training (stt.py, nano.py), whose layers it begins with
     of: Path | None = None  # the folder of a trained language model to go on from
     new_ears: Path | None = None  # the folder of another Mimi than the one that it has heard by so far
+    heard_before: Path | None = None  # some of `callers` (or else of `calls`) by that one, of tokens.py
 
 
 def make_task(team: Team, spec: LMSpec) -> Task:
@@ -77,10 +78,14 @@ class _LMTask:
         self.module = nn.ModuleDict({"lm": self.lm, "heard": self.heard, "meant": self.meant}).to(team.device)
         if spec.ears is not None:
             lend_ears(spec.ears, self.lm, self.heard, self.meant)
-        if spec.of is not None:
-            go_on_from(spec.of / WEIGHTS, self.lm)
         if spec.new_ears is not None:
-            hear_anew(self.lm, load_codec(spec.new_ears), torch.Generator().manual_seed(1))
+            if spec.of is None or spec.heard_before is None:
+                raise TrainingError("new ears are for a model to go on from, and for what it has heard by others")
+            before = go_on_from(spec.of / WEIGHTS, self.lm, agent_codebooks=config.agent_codebooks)
+            hear_anew(self.lm, before, load_codec(spec.new_ears),
+                      HeardTwice.of(spec.heard_before, spec.callers or spec.calls))
+        elif spec.of is not None:
+            go_on_from(spec.of / WEIGHTS, self.lm)
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.callers = _calls(spec.callers, self.lm, spec.lag, answered=False) if spec.callers else None

@@ -7,7 +7,8 @@
 
 Or it goes on from a model that it made before (`going_on`): the codecs and the tokenizer stay, and with them what codes
 and pieces mean; the language model and speech-to-text learn from calls that are made anew. With `new_ears` the voice
-stays alone, and callers are heard by new ears, with the convolutions of those before.
+stays alone, and callers are heard by new ears that go on from those before, or from their convolutions where the shape
+is another.
 """
 
 from __future__ import annotations
@@ -15,19 +16,30 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agent.moshi.config import PAD_TOKEN
+from agent.moshi.mimi import Mimi
 from agent.moshi.text import Tokenizer
 from agent.train import codec, ears, heard, lm, sounds, stt
-from agent.train.dialogues import Shares, callers_script, evaluation_script, saying_script, training_script
+from agent.train.dataset import read_list, write_list
+from agent.train.dialogues import (
+    Shares,
+    callers_script,
+    evaluation_script,
+    jumbled_script,
+    saying_script,
+    training_script,
+)
 from agent.train.produce import LIST, Recipe, make_calls
+from agent.train.script import Script
 from agent.train.tokenizer import PIECES, train_tokenizer
 from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, processes_for, train
 
-CODEBOOKS, CARD = 8, 512
+CODEBOOKS, HEARD, CARD = 8, 14, 512  # of what the agent says, of what it hears; entries
 
 MIMI: Mapping[str, Any] = {
     "sample_rate": 24000, "channels": 1, "frame_rate": 12.5,
@@ -47,18 +59,19 @@ MIMI: Mapping[str, Any] = {
 # convolutions are as MIMI's.
 EARS: Mapping[str, Any] = {
     **MIMI, "seanet": {**MIMI["seanet"], "dimension": 192},
-    "quantizer": {**MIMI["quantizer"], "dimension": 32, "input_dimension": 192, "output_dimension": 192},
+    "quantizer": {**MIMI["quantizer"], "dimension": 64, "n_q": HEARD, "input_dimension": 192, "output_dimension": 192},
     "transformer": {**MIMI["transformer"], "d_model": 192, "num_layers": 6, "dim_feedforward": 768,
                     "input_dimension": 192, "output_dimensions": [192]},
 }
 LM: Mapping[str, Any] = {
-    "dim": 256, "text_card": PIECES, "existing_text_padding_id": PAD_TOKEN, "n_q": 2 * CODEBOOKS, "dep_q": CODEBOOKS,
+    "dim": 256, "text_card": PIECES, "existing_text_padding_id": PAD_TOKEN, "n_q": CODEBOOKS + HEARD,
+    "dep_q": CODEBOOKS,
     "card": CARD, "num_heads": 4, "num_layers": 6, "hidden_scale": 4.125, "causal": True, "layer_scale": None,
     "context": 1500, "max_period": 10000, "gating": "silu", "norm": "rms_norm_f32", "positional_embedding": "rope",
     "depformer_dim": 128, "depformer_dim_feedforward": 528, "depformer_num_heads": 4, "depformer_num_layers": 2,
     "depformer_layer_scale": None, "depformer_multi_linear": True, "depformer_context": CODEBOOKS,
     "depformer_max_period": 10000, "depformer_gating": "silu", "depformer_pos_emb": "none",
-    "depformer_weights_per_step": True, "delays": [0] + ([0] + [1] * (CODEBOOKS - 1)) * 2,
+    "depformer_weights_per_step": True, "delays": [0] + [0] + [1] * (CODEBOOKS - 1) + [0] + [1] * (HEARD - 1),
     "moshi_name": lm.WEIGHTS, "mimi_name": codec.WEIGHTS, "mimi_config_name": codec.CONFIG,
     "tokenizer_name": "tokenizer.model",
     # colder than the 7B's: a small model's second choices are seldom good ones
@@ -76,7 +89,9 @@ class CallSet:
     shares: Shares = field(default_factory=Shares)
 
 
-CODEC, CALLS, CALLERS, SAYING, HELD_OUT = "codec", "calls", "callers", "saying", "held_out"
+CODEC, CALLS, CALLERS, JUMBLED, SAYING, HELD_OUT = "codec", "calls", "callers", "jumbled", "saying", "held_out"
+_ALONE = (CALLERS, JUMBLED)  # nobody answers
+_BEFORE, _HEARD_TWICE = "callers_before", 200  # callers by the ears of before, where there are new ones
 SETS: Mapping[str, CallSet] = {
     CODEC: CallSet(400, 400, seed=1),
     HELD_OUT: CallSet(20, 20, seed=1),
@@ -84,6 +99,7 @@ SETS: Mapping[str, CallSet] = {
     "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
     SAYING: CallSet(3_000_000, 500, seed=10),
     CALLERS: CallSet(2_000_000, 6000, seed=9),
+    JUMBLED: CallSet(4_000_000, 2600, seed=11),
 }
 SETS_TO_GO_ON: Mapping[str, CallSet] = {
     HELD_OUT: CallSet(20, 20, seed=1),
@@ -91,7 +107,12 @@ SETS_TO_GO_ON: Mapping[str, CallSet] = {
     "questions": CallSet(1_010_500, 1000, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
     SAYING: CallSet(3_000_000, 300, seed=10),
     CALLERS: CallSet(2_000_000, 6000, seed=9),
+    JUMBLED: CallSet(4_000_000, 2600, seed=11),
 }
+
+
+_WRITTEN: Mapping[str, Callable[[int], Script]] = {
+    CALLERS: callers_script, JUMBLED: jumbled_script, SAYING: saying_script}
 
 
 @dataclass(frozen=True)
@@ -125,9 +146,9 @@ class NanoRecipe:
 
 def going_on(of: Path, *, new_ears: bool = False) -> NanoRecipe:
     """The recipe that goes on from a model of this one's shape."""
-    steps: Mapping[str, Any] = {"lm_steps": 3300, "lm_rate": 1e-3, "stt_steps": 4000} if new_ears else {
-        "lm_steps": 2200, "lm_rate": 8e-4, "stt_steps": 2200, "stt_rate": 1e-3}
-    return NanoRecipe(sets=SETS_TO_GO_ON, of=of, new_ears=new_ears, **steps)
+    lm_steps, lm_rate, stt_steps = (4000, 1e-3, 4000) if new_ears else (2200, 8e-4, 2200)
+    return NanoRecipe(sets=SETS_TO_GO_ON, of=of, new_ears=new_ears, lm_steps=lm_steps, lm_rate=lm_rate,
+                      stt_steps=stt_steps, stt_rate=1e-3)
 
 
 def ears_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
@@ -190,8 +211,8 @@ class _Work:
             if name == HELD_OUT:
                 scripts, how = [evaluation_script(number) for number in numbers], Recipe(made.seed, "held_out_voices")
             else:
-                scripts = [callers_script(number) if name == CALLERS else saying_script(number) if name == SAYING
-                           else training_script(number, shares=made.shares) for number in numbers]
+                written = _WRITTEN.get(name, partial(training_script, shares=made.shares))
+                scripts = [written(number) for number in numbers]
                 how = Recipe(made.seed)
             make_calls(self._calls(name).parent, scripts, how, workers=self.processes,
                        progress=_every_tenth(name, self.tell))
@@ -216,7 +237,7 @@ class _Work:
     def _sounds(self) -> None:
         if self.recipe.of is not None:
             return
-        spec = sounds.SoundsSpec(self.recipe.mimi, (self._calls(CALLERS),), self._calls(HELD_OUT),
+        spec = sounds.SoundsSpec(self.recipe.mimi, tuple(map(self._calls, self._alone())), self._calls(HELD_OUT),
                                  **self.recipe.sounds_spec)
         plan = ears_plan(self.recipe.sounds_steps, seed=self.recipe.seed, processes=self.processes, device=self.device)
         train(sounds.make_task, spec, plan, self.folder / "sounds", self.tell)
@@ -226,26 +247,36 @@ class _Work:
             return
         plan = ears_plan(self.recipe.ears_steps, seed=self.recipe.seed, processes=self.processes, device=self.device)
         train_ears(self.folder / "ears", self.recipe.ears, self.recipe.of or self.folder / "sounds",
-                   [self._calls(CALLERS)], self._calls(HELD_OUT), plan, self.tell, **self.recipe.ears_spec)
+                   [self._calls(name) for name in self._alone()], self._calls(HELD_OUT), plan, self.tell,
+                   **self.recipe.ears_spec)
         self._take(self.folder / "ears", dict.fromkeys([codec.CONFIG, codec.WEIGHTS]))
 
     def _whole_calls(self) -> tuple[str, ...]:
-        return tuple(name for name in self.recipe.sets if name not in (CODEC, CALLERS, HELD_OUT))
+        return tuple(name for name in self.recipe.sets if name not in (CODEC, HELD_OUT, *_ALONE))
+
+    def _alone(self) -> tuple[str, ...]:
+        return tuple(name for name in self.recipe.sets if name in _ALONE)
 
     def _tokens(self) -> None:
         if not self.tokenizer.exists():
             train_tokenizer(self.tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
         mimi, voice = codec.load_both(self.out)
-        for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, (CALLERS,)), (HELD_OUT, (HELD_OUT,))):
-            if not (out := self._encoded(encoded)).exists():
-                encode_calls([self._calls(name) for name in names], mimi.to(self.device),
-                             Tokenizer(self.tokenizer), out, voice=voice.to(self.device), workers=self.processes,
-                             progress=_every_tenth(f"tokens of {', '.join(names)}", self.tell))
+        for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, self._alone()), (HELD_OUT, (HELD_OUT,))):
+            self._encode(encoded, [self._calls(name) for name in names], mimi, voice)
+        if self.recipe.of is not None and self.recipe.new_ears:
+            some = self._calls(CALLERS).with_name("some.jsonl")
+            write_list(some, read_list(self._calls(CALLERS))[:_HEARD_TWICE])
+            self._encode(_BEFORE, [some], *codec.load_both(self.recipe.of))
+
+    def _encode(self, name: str, lists: Sequence[Path], mimi: Mimi, voice: Mimi) -> None:
+        if not (out := self._encoded(name)).exists():
+            encode_calls(lists, mimi.to(self.device), Tokenizer(self.tokenizer), out, voice=voice.to(self.device),
+                         workers=self.processes, progress=_every_tenth(f"tokens of {name}", self.tell))
 
     def _lm(self) -> None:
         begins = {"ears": self.folder / "hearing"} if self.recipe.of is None else {"of": self.recipe.of}
         if self.recipe.new_ears:
-            begins["new_ears"] = self.out
+            begins |= {"new_ears": self.out, "heard_before": self._encoded(_BEFORE)}
         apart = (self.out / codec.VOICE).exists()
         voice = {"voice_name": codec.VOICE, "voice_config_name": codec.VOICE_CONFIG} if apart else {}
         spec = lm.LMSpec({**self.recipe.lm, **voice, "text_card": len(Tokenizer(self.tokenizer))},
@@ -257,7 +288,9 @@ class _Work:
         self._take(self.folder / "lm", dict.fromkeys([lm.WEIGHTS, lm.CONFIG]))
 
     def _stt(self) -> None:
-        of = {} if self.recipe.of is None or self.recipe.new_ears else {"of": self.recipe.of / "stt"}
+        of = {} if self.recipe.of is None else {"of": self.recipe.of / "stt"}
+        if self.recipe.new_ears:
+            of["heard_before"] = self._encoded(_BEFORE)
         self._train_stt(self.out / "stt", self.recipe.stt_steps, {**of, **self.recipe.stt_spec})
 
     def _hearing(self) -> None:

@@ -27,7 +27,7 @@ from agent.train.codec import CONFIG as MIMI_CONFIG
 from agent.train.codec import WEIGHTS as MIMI_WEIGHTS
 from agent.train.codec import load_codec
 from agent.train.domain.reader import load
-from agent.train.initial import go_on_from, hear_likeness, initialise
+from agent.train.initial import HeardTwice, go_on_from, hear_anew, hear_likeness, initialise
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
 from agent.train.stt_data import UNKNOWN, CallerSides, Windows
 from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens
@@ -67,6 +67,7 @@ class SttSpec:
     reads_text: bool = True  # that it wrote; False where it shall hear as a language model, whose text is the agent's
     transcribed_calls: int = 8  # of the held-out ones, while training
     of: Path | None = None  # the folder of a trained model to go on from
+    heard_before: Path | None = None  # some of the last of `calls` by the ears that it heard by, where these are others
 
 
 def make_task(team: Team, spec: SttSpec) -> Task:
@@ -86,7 +87,10 @@ class _SttTask:
         generator = torch.Generator().manual_seed(0)
         initialise(self.lm, generator)
         hear_likeness(self.lm, codec, generator)
-        if spec.of is not None:
+        if spec.of is not None and spec.heard_before is not None:
+            before = go_on_from(spec.of / WEIGHTS, self.lm, agent_codebooks=0)
+            hear_anew(self.lm, before, codec, HeardTwice.of(spec.heard_before, spec.calls[-1]))
+        elif spec.of is not None:
             go_on_from(spec.of / WEIGHTS, self.lm)
         self.phones = nn.Linear(spec.dim, LABELS_PER_FRAME * LABELS)
         self.meant = nn.Linear(spec.dim, len(load().intents))

@@ -172,7 +172,6 @@ class CallEncoder:
 
     def __init__(self, mimi: Mimi, tokenizer: Tokenizer, voice: Mimi | None = None) -> None:
         self.mimi, self.voice, self.tokenizer = mimi, voice or mimi, tokenizer
-        self.codebooks = mimi.config.codebooks
         self._intents = {name: place for place, name in enumerate(sorted(load().intents))}
         self._spoken: dict[bytes, Tensor] = {}
         first = self._encoded(self.voice, [np.zeros(3 * _BEFORE * FRAME_SAMPLES, np.float32)])[0]
@@ -218,7 +217,7 @@ class CallEncoder:
             return [codes for sound in sounds for codes in self._encoded(mimi, [sound])]
         longest = max(sound.size for sound in sounds)
         batch = np.stack([np.pad(sound, (0, longest - sound.size)) for sound in sounds])
-        codes = mimi.encode(torch.from_numpy(batch).to(_device(mimi)), self.codebooks).cpu()
+        codes = mimi.encode(torch.from_numpy(batch).to(_device(mimi)), mimi.config.codebooks).cpu()
         return [row[:, :sound.size // FRAME_SAMPLES].clone() for row, sound in zip(codes, sounds, strict=True)]
 
 

@@ -13,6 +13,7 @@ from agent.train.dialogues import (
     Shares,
     callers_script,
     evaluation_script,
+    jumbled_script,
     saying_script,
     training_script,
 )
@@ -74,6 +75,19 @@ def test_callers_alone_say_what_they_say_in_the_call_and_nobody_answers() -> Non
                     / sum(line.speaker == "caller" for script in some for line in script.lines)
                     for some in (calls, scripts))
     assert rare > 1.08 * common, "other sentences than those that most people say"
+
+
+def test_jumbled_callers_say_training_s_words_in_another_order() -> None:
+    scripts = [jumbled_script(seed) for seed in range(30)]
+    assert scripts[3] == jumbled_script(3)
+    lines = [line for script in scripts for line in script.lines]
+    assert {(line.speaker, line.intent) for line in lines} == {("caller", None)}
+    assert all(2 <= len(line.text.split()) <= 16 for line in lines)
+    pairs = [pair for line in lines for pair in pairwise(line.text.split())]
+    usual = {pair for script in (callers_script(seed) for seed in range(200)) for line in script.lines
+             for pair in pairwise(line.text.split())}
+    assert sum(pair in usual for pair in pairs) < 0.7 * len(pairs), "every word comes after many others"
+    assert all(20 <= script_seconds(script) <= 70 for script in scripts)
 
 
 def test_an_operators_sentences_are_of_all_kinds_and_none_is_the_agents_decision() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig, MimiConfig
 from agent.moshi.lm import LanguageModel
-from agent.moshi.random_model import CODEBOOKS, LM
+from agent.moshi.mimi import Mimi
+from agent.moshi.random_model import CODEBOOKS, LM, MIMI
 from agent.train import lm, stt
-from agent.train.initial import initialise
+from agent.train.initial import HeardTwice, go_on_from, hear_anew, initialise
 from agent.train.lm_data import SHORTEST, Calls
 from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens, write_tokens
 from agent.train.trainer import PROGRESS, Plan, Team, TrainingError, train
@@ -138,6 +140,36 @@ def test_it_learns_to_answer(tmp_path: Path) -> None:
     assert last["first_codes"] < 0.5
     assert Tokens.open(path).frames[0] == FRAMES
     assert {"model.safetensors", "config.json"} <= {file.name for file in (tmp_path / "lm").iterdir()}
+
+
+def test_other_ears_codes_say_what_the_ones_before_said(model: LanguageModel, tmp_path: Path) -> None:
+    """The new ears have one codebook more, and centroids of their own for the same dozen sounds."""
+    generator = torch.Generator().manual_seed(4)
+    codec = json.loads(json.dumps(MIMI)) | {"quantizer": {**MIMI["quantizer"], "n_q": CODEBOOKS + 1}}
+    mimi = Mimi(MimiConfig.from_dict(codec))
+    for book in mimi.quantizer.rvq_rest.codebooks():
+        book.cluster_usage.fill_(1)
+        book.embedding_sum.copy_(torch.randn(book.embedding_sum.shape, generator=generator))
+    sounds = torch.randint(12, (2000,), generator=generator)
+    card = tiny()["card"]
+    theirs, ours = (torch.randint(card, (count, 12), generator=generator) for count in (CODEBOOKS, CODEBOOKS + 1))
+    ours[0] = torch.randperm(card, generator=generator)[:12]
+    names = [write(tmp_path / f"{name}.safetensors", [replace(toy(0, frames=2000), caller=codes[:, sounds])])
+             for name, codes in (("before", theirs), ("now", ours))]
+    wider = {**tiny(), "n_q": 2 * CODEBOOKS + 1, "delays": [*tiny()["delays"], 1]}
+    after = LanguageModel(LMConfig.from_dict(wider))
+    initialise(after, generator)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    before = go_on_from(tmp_path / "model.safetensors", after, agent_codebooks=CODEBOOKS)
+    hear_anew(after, before, mimi, HeardTwice.of(*names))
+    assert torch.equal(after.emb.all()[0], model.emb.all()[0])
+    said = torch.stack([weight[codes] for weight, codes in zip(before, theirs, strict=True)])
+    says = torch.stack([weight[codes] for weight, codes in zip(after.emb.all()[CODEBOOKS:], ours, strict=True)])
+    for old, new in ((said[0], says[0]), (said[1:].sum(0), says[1:].sum(0))):
+        assert float((new - old).norm()) < 0.1 * float((old - old.mean(0)).norm())
+    write(tmp_path / "other.safetensors", [replace(toy(0), name="another")])
+    with pytest.raises(TrainingError, match="has no call that is in"):
+        HeardTwice.of(tmp_path / "other.safetensors", names[1])
 
 
 def test_ears_are_lent_by_a_speech_to_text_model(model: LanguageModel, tmp_path: Path) -> None:

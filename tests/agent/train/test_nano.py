@@ -15,16 +15,18 @@ from agent.moshi.checkpoint import load_model
 from agent.moshi.random_model import CARD, CODEBOOKS, LM, MIMI
 from agent.step import StepInputs
 from agent.train.curves import draw_curves
-from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, STAGES, CallSet, NanoRecipe, train_nano
+from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, JUMBLED, STAGES, CallSet, NanoRecipe, train_nano
 from agent.train.nano import LM as NANO
 from agent.train.trainer import TrainingError
 
+HEARD = CODEBOOKS + 2
 TINY = NanoRecipe(
     sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
-          CALLERS: CallSet(20, 2, seed=3)},
+          CALLERS: CallSet(20, 2, seed=3), JUMBLED: CallSet(25, 1, seed=3)},
     codec_steps=6, sounds_steps=3, ears_steps=4, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
-    ears=copy.deepcopy(MIMI),
-    lm={**copy.deepcopy(LM), "dim": 64, "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
+    ears={**copy.deepcopy(MIMI), "quantizer": {**MIMI["quantizer"], "n_q": HEARD}},
+    lm={**copy.deepcopy(LM), "n_q": CODEBOOKS + HEARD, "delays": [0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1], "dim": 64,
+        "depformer_dim": 32, "depformer_dim_feedforward": 128, "text_card": 600,
         "lm_gen_config": NANO["lm_gen_config"]},
     tokenizer_scripts=60, codec_spec={"frames": 6, "unquantised_steps": 3},
     sounds_spec={"frames": 6, "batch": 2}, ears_spec={"frames": 6, "batch": 2, "unquantised_steps": 2},
@@ -42,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_comes_out_is_loaded_and_steps(folder: Path) -> None:
     model = load_model(folder / "nano")
-    assert (model.lm.config.audio_card, model.lm.config.agent_codebooks) == (CARD, CODEBOOKS)
+    config = model.lm.config
+    assert (config.audio_card, config.agent_codebooks, config.caller_codebooks) == (CARD, CODEBOOKS, HEARD)
     assert model.generation["temp_text"] < 0.7
     engine = MoshiEngine(model, slots=1)
     silence = torch.zeros(1, engine.info.frame_samples).numpy()
@@ -87,7 +90,7 @@ def test_going_on_keeps_the_codec_and_lets_both_models_learn(folder: Path, tmp_p
 
 def test_going_on_with_new_ears_keeps_the_voice_and_what_hears_sounds(folder: Path, tmp_path: Path) -> None:
     recipe = replace(TINY, of=folder / "nano", new_ears=True, ears_steps=7)
-    stages = tuple(stage for stage in STAGES if stage not in ("hearing", "stt"))
+    stages = tuple(stage for stage in STAGES if stage != "hearing")
     (tmp_path / "calls").symlink_to(folder / "calls")
     train_nano(tmp_path, recipe, processes=1, stages=stages, tell=lambda _: None)
     before, after = folder / "nano", tmp_path / "nano"
@@ -97,10 +100,11 @@ def test_going_on_with_new_ears_keeps_the_voice_and_what_hears_sounds(folder: Pa
     first, centroids = "encoder.model.0.conv.conv.weight", "quantizer.rvq_first.vq.layers.0._codebook.embedding_sum"
     assert torch.equal(old[first], new[first])
     assert not torch.equal(old[centroids], new[centroids])
-    heard = f"emb.{CODEBOOKS}.weight"
-    old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
-    assert float((old["emb.0.weight"] - new["emb.0.weight"]).abs().max()) < 0.05
-    assert float((old[heard] - new[heard]).abs().max()) > 0.05, "other codes mean other things"
+    for name, heard, kept in (("model.safetensors", f"emb.{CODEBOOKS}.weight", "emb.0.weight"),
+                              ("stt/model.safetensors", "emb.0.weight", "text_linear.weight")):
+        old, new = load_file(before / name), load_file(after / name)
+        assert float((old[kept] - new[kept]).abs().max()) < 0.05
+        assert float((old[heard] - new[heard]).abs().max()) > 0.05, "other codes mean other things"
 
 
 def test_curves_are_drawn(folder: Path, tmp_path: Path) -> None:
