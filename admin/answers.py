@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
+from typing import Any
 
 from pydantic import BaseModel, Field
 
+from admin.charts import QUANTILES, histogram
 from calls.api_keys import KeyRow, Scope
 from calls.audit import Entry
 from calls.causes import Outcome
 from calls.controls import Result
 from calls.events import Measure, Word
+from calls.latencies import Carrier, Report, Slow, Spread
 from calls.operators import OperatorRow, Role
 from calls.reports import Latency
 from calls.store import CallRow, ControlRow, LineRow, Match, MoveRow, RecordingRow
@@ -102,6 +105,74 @@ class Latencies(BaseModel):
     """Of the last calls that were answered."""
 
     latency: tuple[Latency, ...]
+
+
+class Quantiles(BaseModel):
+    """Of `count` turns or frames; null where there are none."""
+
+    count: int
+    p50_s: float | None
+    p95_s: float | None
+    p99_s: float | None
+
+
+class Bin(BaseModel):
+    """How many took so long: `low_s` or more, and less than `high_s`, which is null in the last bin that there is."""
+
+    low_s: float
+    high_s: float | None
+    count: int
+
+
+class LatencyMoment(Quantiles):
+    """A step of the period, which begins at `at`."""
+
+    at: datetime
+    calls: int
+
+
+class LatencyCarried(Quantiles):
+    """Calls of one transport, agent or worker."""
+
+    by: Carrier
+    name: str
+    calls: int
+
+
+class LatencyReport(Quantiles):
+    """One measure of a period's calls, of the newest 20,000 at most: how often it took how long, its quantiles over
+    time and by what carried it, the worst calls by their 95th percentile."""
+
+    measure: str
+    period: str
+    protocol: str
+    agent: str
+    worker: str
+    since: datetime
+    until: datetime
+    calls: int
+    histogram: tuple[Bin, ...]
+    over_time: tuple[LatencyMoment, ...]
+    carried: tuple[LatencyCarried, ...]
+    worst: tuple[Slow, ...]
+
+    @classmethod
+    def of(cls, report: Report) -> LatencyReport:
+        drawn = histogram(report.spread)
+        return cls(
+            **asdict(report.wanted), **_quantiles(report.spread), since=report.since, until=report.until,
+            calls=report.calls,
+            histogram=tuple(Bin(low_s=bar.low_s, high_s=bar.high_s, count=bar.count)
+                            for bar in (drawn.bars if drawn else ())),
+            over_time=tuple(LatencyMoment(at=one.at, calls=one.calls, **_quantiles(one.spread))
+                            for one in report.moments),
+            carried=tuple(LatencyCarried(by=one.by, name=one.name, calls=one.calls, **_quantiles(one.spread))
+                          for one in report.carried),
+            worst=report.worst)
+
+
+def _quantiles(spread: Spread) -> dict[str, Any]:
+    return {"count": spread.count, **{f"{name}_s": spread.quantile(share) for name, share in QUANTILES.items()}}
 
 
 class Given(BaseModel):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import AwareDatetime
 
@@ -16,6 +16,7 @@ from admin.answers import (
     Fleet,
     Given,
     Latencies,
+    LatencyReport,
     RunningCalls,
     Utterances,
     WholeCall,
@@ -29,6 +30,7 @@ from admin.service import Actor, NotAllowed, Permission, Service
 from admin.sound import TYPES as SOUND
 from admin.sound import sound
 from calls.events import EndReason
+from calls.latencies import MEASURED, PERIODS, Wanted
 from calls.reports import CallFilter
 from calls.store import MAX_ROWS
 
@@ -142,8 +144,19 @@ def routes(service: Service, streams_of: LiveStreams, by_key: Known) -> APIRoute
 
     @router.get("/latency", response_model=Latencies, responses=errors())
     async def latency(actor: Actor = known) -> JSONResponse:
-        """Of the last calls, by transport and measure."""
+        """Of the last calls, by transport and measure; how often each took how long: `/latency/MEASURE`."""
         return as_json({"latency": [asdict(one) for one in await service.latency(actor)]})
+
+    @router.get("/latency/{measure}", response_model=LatencyReport, responses=errors())
+    async def one_latency(
+            measure: Annotated[str, Path(pattern=_one_of(MEASURED))],
+            period: Annotated[str, Query(pattern=_one_of(PERIODS), description="up to now")] = "day",
+            protocol: Literal["", "sip", "webrtc", "chat"] = "", agent: Text = "", worker: Text = "",
+            actor: Actor = known) -> JSONResponse:
+        """One measure over a period: how often it took how long, its percentiles over time, by transport, agent and
+        worker, and the worst calls."""
+        report = await service.latencies(actor, Wanted(measure, period, protocol, agent, worker))
+        return as_json(LatencyReport.of(report).model_dump(mode="json"))
 
     @router.get("/fleet", response_model=Fleet, responses=errors())
     async def fleet(actor: Actor = known) -> JSONResponse:
@@ -157,6 +170,11 @@ def routes(service: Service, streams_of: LiveStreams, by_key: Known) -> APIRoute
                         for one in found.workers]})
 
     return router
+
+
+def _one_of(names: Iterable[str]) -> str:
+    """As a regular expression."""
+    return f"^({'|'.join(names)})$"
 
 
 async def give(service: Service, actor: Actor, call: str, request: Request, wait_s: float) -> JSONResponse:

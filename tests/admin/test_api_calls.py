@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -28,11 +29,13 @@ from calls.events import (
     Measure,
     RecordingKept,
     Speaker,
+    Transport,
     UtteranceSpoken,
     Word,
 )
 from calls.live import EventWriter
 from calls.store import Store
+from media.latency import Histogram
 
 AT = datetime(2026, 11, 30, 9, 0, tzinfo=UTC)
 ENDED = CallEnded(EndReason.CALLER_HUNG_UP, "remote", 200, "", 100, 0, 0, 0)
@@ -111,6 +114,42 @@ async def test_a_calls_words_measures_and_line_are_told(api: Api, calls: None, s
     assert (await api.ask("/calls/a/latency")).body["measures"]["response"]["p95_s"] == 0.6
     assert [(one["what"], one["text"]) for one in (await api.ask("/calls/a")).body["line"]] == [("key", "5")]
     assert (await api.ask("/calls/none/words")).status == (await api.ask("/calls/none/latency")).status == 404
+
+
+async def test_how_often_turns_and_hops_took_how_long_is_told_as_the_latency_page_shows_it(
+        api: Api, store: Store) -> None:
+    await store.apply(measured("a", "sip", response=(0.42, 0.43, 0.61), step=(0.031, 0.032)))
+    await store.apply(measured("b", "webrtc", response=(2.5,)))
+    told = (await api.ask("/latency/response", key="reads")).body
+    assert (told["measure"], told["period"], told["calls"], told["count"]) == ("response", "day", 2, 4)
+    assert (told["p50_s"], told["p95_s"], told["p99_s"]) == (0.45, 2.0, 2.0)
+    assert [(bin["low_s"], bin["high_s"], bin["count"]) for bin in told["histogram"] if bin["count"]] == [
+        (0.4, 0.45, 2), (0.6, 0.7, 1), (2.0, None, 1)]
+    assert sum(step["count"] for step in told["over_time"]) == 4
+    assert told["over_time"][0]["p50_s"] is None
+    assert {(one["by"], one["name"]): one["count"] for one in told["carried"]} == {
+        ("protocol", "sip"): 3, ("protocol", "webrtc"): 1, ("agent", "agent"): 4, ("worker", "w"): 4}
+    assert [one["call"] for one in told["worst"]] == ["b", "a"]
+    step = (await api.ask("/latency/step?protocol=sip&period=week")).body
+    assert [(bin["low_s"], bin["count"]) for bin in step["histogram"] if bin["count"]] == [(0.03, 2)]
+    nothing = (await api.ask("/latency/gap")).body
+    assert (nothing["count"], nothing["p50_s"], nothing["histogram"]) == (0, None, [])
+    assert (await api.ask("/latency/response", key="controls")).status == 403
+    for bad in ("/latency/mood", "/latency/step?period=year", "/latency/step?protocol=pigeon"):
+        assert ((await api.ask(bad)).status, (await api.ask(bad)).body["error"]) == (422, "bad_request")
+
+
+def measured(call: str, transport: Transport, **durations_s: Iterable[float]) -> list[Envelope]:
+    """A call of just now, as sessions measure it."""
+    measures = []
+    for name, each in durations_s.items():
+        histogram = Histogram()
+        for seconds in each:
+            histogram.add(seconds)
+        measures.append(histogram.measure(name))
+    events = (CallReceived(transport, "inbound", "ann", "agent", call, "b", "agent"), CallLeased("nano", "w", "e"),
+              CallAnswered("PCMU"), CallMeasured(tuple(measures)))
+    return [Envelope(call, "b", 1, number, datetime.now(UTC), event) for number, event in enumerate(events, 1)]
 
 
 async def test_an_erased_call_is_gone_with_its_sound_and_what_still_comes_of_it_isnt_kept(

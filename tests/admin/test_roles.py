@@ -87,7 +87,7 @@ BY_KEY: dict[Route, Needed] = {
     ("DELETE", "/api/v1/calls/{call}"): Permission.ERASE, ("GET", "/api/v1/calls/{call}/latency"): SEE,
     ("GET", "/api/v1/calls/{call}/words"): SEE,
     ("GET", "/api/v1/live"): SEE, ("GET", "/api/v1/live/events"): SEE, ("GET", "/api/v1/search"): SEE,
-    ("GET", "/api/v1/latency"): SEE, ("GET", "/api/v1/fleet"): SEE,
+    ("GET", "/api/v1/latency"): SEE, ("GET", "/api/v1/latency/{measure}"): SEE, ("GET", "/api/v1/fleet"): SEE,
     ("GET", "/api/v1/keys"): KEYS, ("POST", "/api/v1/keys"): KEYS, ("DELETE", "/api/v1/keys/{id}"): KEYS,
     ("GET", "/api/v1/operators"): OPERATORS, ("POST", "/api/v1/operators"): OPERATORS,
     ("DELETE", "/api/v1/operators/{name}"): OPERATORS, ("GET", "/api/v1/audit"): AUDIT,
@@ -194,7 +194,8 @@ async def _asked(port: int, visitor: Visitor, route: Route, form_token: str | No
     """The status, and where it leads or what is wrong."""
     method, path = route
     there = path.format(call="none", kind="vtt", name="live.js" if "assets" in path else "echo", tap="none", id="none",
-                        number=1, pattern="4930") + ("?q=parking" if path.endswith("/search") else "")
+                        number=1, pattern="4930", measure="response")
+    there += "?q=parking" if path.endswith("/search") else ""
     if method == "WS":
         return await _live(port, visitor, there)
     token = visitor.form_token if form_token is None else form_token
