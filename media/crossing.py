@@ -36,7 +36,6 @@ class Began:
 
     unix_s: float
     leading: int
-    monotonic_s: float = 0.0  # the same moment by the bridge's clock
 
 
 class Crossing:
@@ -75,7 +74,7 @@ class Crossing:
                 if self._closed:
                     return SILENT_CHUNK
                 playout = self._playout or self._begin()
-                tick, agents, voice = playout.tick, playout.pop(), self._voice
+                tick, agents, voice = playout.tick, playout.pop(self._monotonic()), self._voice
                 self._now = tick, agents if voice is None else voice.pop(), voice is not None
                 return self._now[1]
         except Exception:  # noqa: BLE001 - the clock thread's edge, logged
@@ -108,8 +107,7 @@ class Crossing:
 
     def _begin(self) -> Playout:
         leading = leading_chunks(self._boundary_at - self._monotonic())
-        before_s = leading * CHUNK_S
-        self.began = Began(self._wall() - before_s, leading, self._monotonic() - before_s)
+        self.began = Began(self._wall() - leading * CHUNK_S, leading)
         self._framer = Framer(leading)
         self._playout = Playout(leading, in_hand=IN_HAND_SHAKY)
         return self._playout
@@ -132,7 +130,7 @@ class Crossing:
     def push(self, k: int, pcm: bytes) -> bool:
         """Queue the agent's frame k to be heard; see Playout.push."""
         with self._lock:
-            return self._playout is not None and self._playout.push(k, pcm)
+            return self._playout is not None and self._playout.push(k, pcm, self._monotonic())
 
     def speak_for_agent(self, voice: Voice | None) -> None:
         """The caller hears this voice from the next tick on, and nothing of the agent's; None: the agent again."""

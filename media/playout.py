@@ -9,22 +9,26 @@ position, piece 4 k + i being the i-th 20 ms of its frame k; the delay is how fa
 
 A frame that is late makes the caller wait in silence and the delay grow; a frame that is known never to come
 (a later one is here) leaves its 80 ms silent and the delay as it was. Delay that isn't needed any more is
-given back by dropping whole pieces that nobody would hear.
+given back by dropping whole pieces that nobody would hear: what is needed is told by how long frames wait
+for their turn, so both sides say by any one clock when they come.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from media.audio import CHUNK, CHUNK_BYTES, CHUNKS_PER_FRAME, FRAME_BYTES, SILENT_CHUNK, rms
+from media.audio import CHUNK, CHUNK_BYTES, CHUNK_S, CHUNKS_PER_FRAME, FRAME_BYTES, SILENT_CHUNK, rms
 
-IN_HAND = 1  # pieces left when the next frame comes, in good times
+IN_HAND = 1  # pieces left when the next frame comes, in good times; none where frames wait SPARE_S all the same
 IN_HAND_SHAKY = 2  # after two underruns in SHAKY_TICKS
 SHAKY_TICKS = 250  # 5 s
 CLEAN_TICKS = 500  # 10 s
+SPARE_S = 0.01  # that every frame of CLEAN_TICKS must have waited for its turn, were there a piece less
 MOST_QUEUED = 8  # pieces, 160 ms: above it quiet pieces are dropped
 HARD_BOUND = 16  # pieces, 320 ms: above it the oldest frame is dropped, however loud
 QUIET_RMS = 10 ** (-45 / 20)  # -45 dBFS, below which there is no speech
@@ -41,6 +45,13 @@ class Heard:
 
     k: int
     sample: int
+    at: float = 0.0  # the same moment by the transport's clock
+
+
+class _Queued(NamedTuple):
+    k: int
+    pcm: bytes
+    came_at: float | None  # None: late
 
 
 @dataclass
@@ -54,13 +65,15 @@ class Counts:
 class Playout:
     """Frames in by `push`, pieces out by `pop`, one a tick; `first_tick` is where the call's clock stands.
 
-    A call that begins with IN_HAND_SHAKY in hand goes to IN_HAND once CLEAN_TICKS have passed without an underrun.
+    A call that begins with IN_HAND_SHAKY in hand has a piece less each time that CLEAN_TICKS have passed without an
+    underrun, down to `least`: with none in hand a frame waits up to 20 ms for its turn, as it comes between two ticks.
+    One that comes too late for that puts a piece in hand for good.
     """
 
-    def __init__(self, first_tick: int = 0, in_hand: int = IN_HAND) -> None:
+    def __init__(self, first_tick: int = 0, in_hand: int = IN_HAND, least: int = 0) -> None:
         self.counts = Counts()
         self._tick = first_tick
-        self._frames: deque[tuple[int, bytes]] = deque()  # rising k, the first may be played in part
+        self._frames: deque[_Queued] = deque()  # rising k, the first may be played in part
         self._last_k = -1
         self._position: int | None = None  # the piece that is due; None until the first frame has come
         self._delay = 0  # ticks minus position when a piece was last heard
@@ -70,10 +83,10 @@ class Playout:
         self._heard: deque[Heard] = deque(maxlen=HEARD_KEPT)
         self._heard_k = -1
         # how much delay is needed
-        self._in_hand = in_hand
+        self._in_hand, self._least = in_hand, least
         self._underran_at: deque[int] = deque(maxlen=2)
         self._clean_since = first_tick
-        self._least_in_hand: int | None = None
+        self._least_wait_s = math.inf  # of a frame since then
         self._to_shed = 0
         # for the fades
         self._tail = b""  # the last 5 ms of sound, when sound came last
@@ -89,7 +102,7 @@ class Playout:
         """Pieces that wait to be heard."""
         if not self._frames or self._position is None:
             return 0
-        first_k = self._frames[0][0]
+        first_k = self._frames[0].k
         return CHUNKS_PER_FRAME * len(self._frames) - max(0, self._position - CHUNKS_PER_FRAME * first_k)
 
     @property
@@ -97,8 +110,8 @@ class Playout:
         """How many pieces are meant to be left when the next frame comes."""
         return self._in_hand
 
-    def push(self, k: int, pcm: bytes) -> bool:
-        """Queue the agent's frame k; False, and nothing changes, when k isn't above the last one's.
+    def push(self, k: int, pcm: bytes, at: float) -> bool:
+        """Queue the agent's frame k, which came `at`; False, and nothing changes, when k isn't above the last one's.
 
         Raises ValueError for a frame of a wrong size.
         """
@@ -109,8 +122,7 @@ class Playout:
             return False
         self.counts.missing += k - self._last_k - 1
         self._last_k = k
-        left = self.queued
-        self._frames.append((k, pcm))
+        self._frames.append(_Queued(k, pcm, None if self._dry else at))
         if self._position is None:
             self._position = CHUNKS_PER_FRAME * k
             self._hold = self._in_hand
@@ -118,8 +130,6 @@ class Playout:
         elif self._dry:
             self._dry = False
             self._hold = self._in_hand - IN_HAND
-        else:
-            self._least_in_hand = left if self._least_in_hand is None else min(left, self._least_in_hand)
         if self.queued > HARD_BOUND:
             self._drop_oldest()
         return True
@@ -128,9 +138,9 @@ class Playout:
         """No frame comes any more: running dry is the end from here on, no underrun."""
         self._finishing = True
 
-    def pop(self) -> bytes:
-        """The next 20 ms; silence when there is nothing to be heard."""
-        piece = self._next()
+    def pop(self, at: float) -> bytes:
+        """The next 20 ms, wanted `at` a moment in seconds; silence when there is nothing to be heard."""
+        piece = self._next(at)
         self._tick += 1
         if self._tick - self._clean_since >= CLEAN_TICKS:
             self._settle()
@@ -142,35 +152,41 @@ class Playout:
         self._heard.clear()
         return heard
 
-    def _next(self) -> bytes | None:
+    def _next(self, at: float) -> bytes | None:
         if self._position is None:
             return None
         if self._hold:
             self._hold -= 1
             return None
         self._skip_missing()
-        self._shed()
+        self._shed(at)
         if not self._frames:
             self._run_dry()
             return None
-        k, pcm = self._frames[0]
+        k, pcm, came_at = self._frames[0]
         index = self._position - CHUNKS_PER_FRAME * k
         self._position += 1
         if index < 0:  # a frame that never comes
             return None
         self._delay = self._tick - self._position + 1
         if k != self._heard_k:
-            self._heard_k = k
-            self._heard.append(Heard(k, self._tick * CHUNK))
+            self._begin(k, at)
+            if came_at is not None:
+                self._least_wait_s = min(self._least_wait_s, at - came_at)
         if index == CHUNKS_PER_FRAME - 1:
             self._frames.popleft()
         return pcm[index * CHUNK_BYTES:(index + 1) * CHUNK_BYTES]
+
+    def _begin(self, k: int, at: float) -> None:
+        """The frame k is heard from now on."""
+        self._heard_k = k
+        self._heard.append(Heard(k, self._tick * CHUNK, at))
 
     def _skip_missing(self) -> None:
         """Before a gap in k: what was waited for in vain is taken off the gap, so that the delay stays."""
         if not self._frames or self._position is None:
             return
-        gap = CHUNKS_PER_FRAME * self._frames[0][0] - self._position
+        gap = CHUNKS_PER_FRAME * self._frames[0].k - self._position
         if gap > 0:
             waited = self._tick - self._position - self._delay
             self._position += max(0, min(gap, waited))
@@ -182,23 +198,26 @@ class Playout:
         self.counts.underruns += 1
         self._underran_at.append(self._tick)
         self._clean_since = self._tick
-        self._least_in_hand = None
+        self._least_wait_s = math.inf
         self._to_shed = 0
+        if self._in_hand < IN_HAND:
+            self._in_hand = self._least = IN_HAND
         if len(self._underran_at) == 2 and self._tick - self._underran_at[0] <= SHAKY_TICKS:
             self._in_hand = IN_HAND_SHAKY
 
     def _settle(self) -> None:
-        """10 s without an underrun: what was in hand all the time and isn't needed may go."""
+        """10 s without an underrun: a piece less is kept, and what all frames waited for in vain may go."""
         self._clean_since = self._tick
-        self._in_hand = IN_HAND
-        if self._least_in_hand is not None:
-            self._to_shed = max(0, self._least_in_hand - IN_HAND)
-        self._least_in_hand = None
+        self._in_hand = max(self._least, self._in_hand - 1)
+        if self._least_wait_s < math.inf:
+            needed_s = max(SPARE_S, self._in_hand * CHUNK_S)
+            self._to_shed = max(0, int((self._least_wait_s - needed_s) / CHUNK_S))
+        self._least_wait_s = math.inf
 
-    def _shed(self) -> None:
+    def _shed(self, at: float) -> None:
         """Drop the due pieces that are too many and quiet."""
         while self._frames and self._position is not None and (self._to_shed or self.queued > MOST_QUEUED):
-            k, pcm = self._frames[0]
+            k, pcm, _ = self._frames[0]
             index = self._position - CHUNKS_PER_FRAME * k
             piece = pcm[index * CHUNK_BYTES:(index + 1) * CHUNK_BYTES]
             if index < 0 or rms(piece) >= QUIET_RMS:
@@ -207,8 +226,7 @@ class Playout:
                 return
             self._drop(piece)
             if k != self._heard_k:
-                self._heard_k = k
-                self._heard.append(Heard(k, self._tick * CHUNK))
+                self._begin(k, at)
             if index == CHUNKS_PER_FRAME - 1:
                 self._frames.popleft()
 
@@ -221,7 +239,7 @@ class Playout:
 
     def _drop_oldest(self) -> None:
         assert self._position is not None
-        k, pcm = self._frames.popleft()
+        k, pcm, _ = self._frames.popleft()
         begins, end = CHUNKS_PER_FRAME * k, CHUNKS_PER_FRAME * (k + 1)
         index = max(0, self._position - begins)
         self.counts.shed += CHUNKS_PER_FRAME - index

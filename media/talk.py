@@ -9,7 +9,7 @@ from pathlib import Path
 from calls import wire
 from calls.events import Measure, UtteranceSpoken
 from calls.monologues import LastWritten
-from media.audio import CHUNK_S, SAMPLE_RATE
+from media.audio import CHUNK_S
 from media.crossing import Crossing
 from media.latency import Latency
 from media.token_log import TokenLog, token_log_path
@@ -56,8 +56,7 @@ class Talk:
         if heard:
             self.token_log.heard(heard[-1].k)
         for frame in heard:
-            assert crossing.began is not None
-            self._latency.heard(frame.k, crossing.began.monotonic_s + frame.sample / SAMPLE_RATE)
+            self._latency.heard(frame.k, frame.at)
         return self._utterances.advance(heard, crossing.ticks * CHUNK_S)
 
     def finish(self) -> list[UtteranceSpoken]:

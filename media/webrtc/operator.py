@@ -18,7 +18,7 @@ from aiortc import RTCCertificate
 from calls.taps import RENEWED_WITHIN_S, Grant, Talks
 from media.audio import CHUNK_S, SILENT_CHUNK
 from media.opus import Encoder
-from media.playout import IN_HAND_SHAKY, Playout
+from media.playout import IN_HAND, IN_HAND_SHAKY, Playout
 from media.tap_link import HeardFrame, TapLink, TapLost
 from media.webrtc.ice import IceSettings
 from media.webrtc.limits import Bucket
@@ -44,7 +44,7 @@ class OperatorLine:
         self._peer = Peer(offer, self, certificate, ice)
         self._link: TapLink | None = None
         self._packets, self._encoder = PacketListener(), Encoder()
-        self._playout = Playout(in_hand=IN_HAND_SHAKY)
+        self._playout = Playout(in_hand=IN_HAND_SHAKY, least=IN_HAND)  # two clocks: the call's and ours
         self._talking = False
         self._over = asyncio.Event()
         self._reason = ""
@@ -99,7 +99,7 @@ class OperatorLine:
         assert self._link is not None
         due = self._loop.time()
         while True:
-            self._peer.send(self._encoder.encode(self._playout.pop()))
+            self._peer.send(self._encoder.encode(self._playout.pop(self._loop.time())))
             said = self._packets.tick()
             if self._talking:
                 self._link.say(said.chunk or SILENT_CHUNK)
@@ -115,7 +115,7 @@ class OperatorLine:
             async for message in self._link.messages():
                 match message:
                     case HeardFrame(k, heard, said):
-                        self._playout.push(k, mixed(heard, said))
+                        self._playout.push(k, mixed(heard, said), self._loop.time())
                     case Talks(on):
                         self._talking = on
                         self._say_state()
