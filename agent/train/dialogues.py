@@ -19,7 +19,7 @@ LONGEST_S = 120.0
 LONGEST_EXCHANGE_S = 26.0  # without a hold or a silence; a call that is nearer than this to its end begins no other
 
 GREETING_S = (0.2, 0.6)
-REPLY_S = (0.33, 0.58)  # the receptionist's usual pause before an answer
+REPLY_S = (0.45, 0.7)  # the receptionist's usual pause before an answer: time for the last word to be understood
 EARLY_S = (0.0, 0.12)
 LATE_S = (0.9, 2.5)
 HELD_S = (2.0, 12.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +27,8 @@ def labels_at(times_s: npt.NDArray[np.float64], spoken: Sequence[Word],
               label: Callable[[str], int] = phone_label) -> npt.NDArray[np.int64]:
     """The labels [n] at these times of phones, or words, in their order."""
     changes = [(part.begin_s, label(part.text)) for part in spoken]
-    changes += [(part.end_s, SILENCE) for part, after in zip(spoken, [*spoken[1:], None], strict=True)
-                if after is None or after.begin_s > part.end_s + _JOINED_S]
+    changes += [(part.end_s, SILENCE) for part, after in pairwise([*spoken, None])
+                if part is not None and (after is None or after.begin_s > part.end_s + _JOINED_S)]
     changes.sort(key=lambda change: change[0])
     begins = np.array([-np.inf, *(at for at, _ in changes)])
     labels = np.array([SILENCE, *(label for _, label in changes)], np.int64)

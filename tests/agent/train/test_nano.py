@@ -15,14 +15,14 @@ from agent.moshi.checkpoint import load_model
 from agent.moshi.random_model import CARD, CODEBOOKS, LM, MIMI
 from agent.step import StepInputs
 from agent.train.curves import draw_curves
-from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, JUMBLED, STAGES, CallSet, NanoRecipe, train_nano
+from agent.train.nano import CALLERS, CALLS, CODEC, HELD_OUT, JUMBLED, SAYING, STAGES, CallSet, NanoRecipe, train_nano
 from agent.train.nano import LM as NANO
 from agent.train.trainer import TrainingError
 
 HEARD = CODEBOOKS + 2
 TINY = NanoRecipe(
     sets={CODEC: CallSet(0, 2, seed=1), HELD_OUT: CallSet(0, 2, seed=1), CALLS: CallSet(10, 3, seed=2),
-          CALLERS: CallSet(20, 2, seed=3), JUMBLED: CallSet(25, 1, seed=3)},
+          CALLERS: CallSet(20, 2, seed=3), JUMBLED: CallSet(25, 1, seed=3), SAYING: CallSet(30, 1, seed=4)},
     codec_steps=6, sounds_steps=3, ears_steps=4, stt_steps=3, hearing_steps=3, lm_steps=4, mimi=copy.deepcopy(MIMI),
     ears={**copy.deepcopy(MIMI), "quantizer": {**MIMI["quantizer"], "n_q": HEARD}},
     lm={**copy.deepcopy(LM), "n_q": CODEBOOKS + HEARD, "delays": [0, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1], "dim": 64,
