@@ -6,16 +6,18 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import datetime
+from ipaddress import IPv4Address
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from admin.documents import errors, takes
 from admin.messages import as_json, parsed, read_json
 from admin.service import Actor, NotAllowed, Permission
 from admin.telephoning import Telephoning
+from calls.bans import EdgeBans
 from calls.dialling import CALLER_ID, Dial, Voicemail
 from calls.telephony import TELEPHONY, Telephony
 from calls.telephony_published import TrunkState, Version
@@ -37,6 +39,12 @@ class TrunkStates(BaseModel):
     """How trunks do, in each SIP process."""
 
     trunks: tuple[TrunkState, ...]
+
+
+class Bans(BaseModel):
+    """Of each edge that lives. Where more are banned than it can list, `bans` is empty and `count` tells how many."""
+
+    edges: tuple[EdgeBans, ...]
 
 
 class CallBody(BaseModel):
@@ -87,6 +95,17 @@ def routes(telephoning: Telephoning, by_key: Callable[[Request], Awaitable[Actor
     async def trunks(actor: Actor = known) -> JSONResponse:
         """Registered or not, with the SIP status and when it is tried again."""
         return as_json({"trunks": [asdict(state) for state in await telephoning.trunks(actor)]})
+
+    @router.get("/telephony/bans", response_model=Bans, responses=errors())
+    async def bans(actor: Actor = known) -> JSONResponse:
+        """Whom each edge takes nothing from: since when, until when, why."""
+        return as_json({"edges": [asdict(edge) for edge in await telephoning.bans(actor)]})
+
+    @router.delete("/telephony/bans/{address}", status_code=204, response_class=Response, responses=errors(404))
+    async def lift_ban(address: IPv4Address, actor: Actor = known) -> Response:
+        """Have the edges take from this address again."""
+        await telephoning.lift_ban(actor, str(address))
+        return Response(status_code=204)
 
     @router.post("/calls", status_code=202, response_model=Placed, responses=errors(400, 409, 413),
                  openapi_extra=takes(CallBody))

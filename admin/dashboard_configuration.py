@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +31,9 @@ SAMPLING = (("text_temperature", "Text temperature"), ("text_top_k", "Text top-k
             ("audio_temperature", "Sound temperature"), ("audio_top_k", "Sound top-k"), ("pad_bias", "PAD bias"),
             ("repetition_penalty", "Repetition penalty"))
 DAYS = {"calls_days": "Calls, with all of them", "recordings_days": "Recordings", "token_logs_days": "Token logs"}
+BAN_REASONS = {"flood": "too many requests", "scanner": "a scanner", "passwords": "wrong passwords",
+               "unacknowledged": "calls never acknowledged", "malformed": "messages that aren't SIP"}
+_ADDRESS = TypeAdapter(IPv4Address)
 _RULES: TypeAdapter[tuple[Rule, ...]] = TypeAdapter(tuple[Rule, ...])
 
 
@@ -53,6 +57,7 @@ class ConfigurationPages:
                 ("/agents/{name}/public-key", self._new_public_key), ("/agents/{name}/remove", self._remove_agent),
                 ("/numbers", self._put_number), ("/numbers/remove", self._remove_number),
                 ("/telephony", self._save_telephony), ("/telephony/calls", self._place),
+                ("/telephony/bans/lift", self._lift_ban),
                 ("/retention", self._save_retention)):
             router.add_api_route(path, answer, methods=["POST"], response_class=Response)
         return router
@@ -144,6 +149,7 @@ class ConfigurationPages:
         return visitor.page("telephony.html", "Telephony", refused=refused, version=newest, agents=agents, dial=dial,
                             once=secrets.token_urlsafe(12),
                             document=kept if typed is None else typed, trunks=await self._telephoning.trunks(actor),
+                            edges=await self._telephoning.bans(actor), ban_reasons=BAN_REASONS,
                             may=actor.may(Permission.CONFIGURE), acts=actor.may(Permission.ACT))
 
     async def _save_telephony(self, request: Request) -> Response:
@@ -166,6 +172,15 @@ class ConfigurationPages:
         except NotAllowed as refused:
             return await self._telephony_page(visitor, refused, dial=dial)
         return RedirectResponse(f"/admin#{answer.call}", 303)
+
+    async def _lift_ban(self, request: Request) -> Response:
+        visitor, form = await self._posted(request)
+        try:
+            address: IPv4Address = parsed(_ADDRESS, form.text("address"))
+            await self._telephoning.lift_ban(visitor.actor, str(address))
+        except NotAllowed as refused:
+            return await self._telephony_page(visitor, refused)
+        return RedirectResponse("/admin/telephony#bans", 303)
 
     # how long calls are kept
 

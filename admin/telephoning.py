@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from admin.service import Actor, NotAllowed, Permission
 from calls.audit import Audit
+from calls.bans import EdgeBans, NotLifted, lift, said
 from calls.dialling import Answer, Dial, Dials
 from calls.routing import RoutingUnavailable
 from calls.store import Store, StoreError
@@ -62,6 +63,23 @@ class Telephoning:
         """How they do, in each SIP process."""
         actor.must(Permission.SEE)
         return await states(self._redis, time.time())
+
+    async def bans(self, actor: Actor) -> tuple[EdgeBans, ...]:
+        """Whom the edges take nothing from; of each edge that lives."""
+        actor.must(Permission.SEE)
+        return await said(self._redis)
+
+    async def lift_ban(self, actor: Actor, address: str) -> None:
+        """Have the edges take from this address again."""
+        actor.must(Permission.CONFIGURE)
+        try:
+            lifted = await lift(self._redis, address)
+        except NotLifted as error:
+            raise NotAllowed(503, "unavailable", f"{address} may still be banned: {error}.", retry_after_s=AGAIN_S
+                             ) from None
+        if not lifted:
+            raise NotAllowed(404, "not_found", f"No edge has banned {address}.")
+        await self._audit.note(actor.who, "ban lifted", address)
 
     async def place(self, actor: Actor, dial: Dial, key: str = "") -> Answer:
         """Have a call made; `key` makes it idempotent."""

@@ -24,6 +24,7 @@ from calls.telephony_published import KEY, version_of
 from sip.edge import remote
 from sip.edge.plan import Edge, edge_of
 from sip.edge.render import RELOAD, STANDING, files, kamailio, modules, rtpengine
+from tandem.edge_bans import ToldBans
 from tandem.errors import UserError, told_in_one_line
 from tandem.roles import redis_url, secret
 from tandem.server_process import EmbeddedError, ServerProcess, leash, owned, running
@@ -65,14 +66,18 @@ def run(settings: Settings) -> None:
         with running(_rtpengine(edge, folder, lock)), running(_kamailio(folder, lock)):
             log.info("the edge takes calls on %s:%d%s, for %d SIP processes", edge.host, edge.port,
                      f" and, by TLS, {edge.tls_port}" if edge.tls else "", len(edge.processes))
-            _follow(edge, folder, document)
+            told_bans = ToldBans(document.redis, edge, folder)
+            try:
+                _follow(edge, folder, document, told_bans)
+            finally:
+                told_bans.forget()
 
 
 def show_banned(settings: Settings) -> None:
     """Print whom the edge takes nothing from, a line each."""
     with told_in_one_line(remote.EdgeSilent):
-        for ban in remote.bans(folder_of(settings)):
-            left_s = settings.edge_ban_s - (datetime.now(UTC) - ban.since).total_seconds()
+        for ban in remote.bans(folder_of(settings), settings.edge_ban_s):
+            left_s = (ban.until - datetime.now(UTC)).total_seconds()
             print(f"{ban.address}  {ban.why}  since {ban.since:%Y-%m-%d %H:%M:%S} UTC, {max(0, round(left_s))} s left")
 
 
@@ -93,13 +98,13 @@ class Followed:
     def __init__(self, settings: Settings) -> None:
         self.now = Telephony()
         self.version = 0
-        self._redis = Redis.from_url(redis_url(settings), socket_timeout=5)
+        self.redis = Redis.from_url(redis_url(settings), socket_timeout=5)
         self._secret = secret(settings).encode()
 
     def look(self) -> bool:
         """Whether there is another version. Without Redis, and for one that can't be read, all stays."""
         try:
-            version = version_of(self._redis.get(KEY))
+            version = version_of(self.redis.get(KEY))
             if version is None or version.number == self.version:
                 return False
             self.version = version.number
@@ -144,13 +149,14 @@ def reload(contents: dict[str, str], folder: Path, also: tuple[str, ...] = ()) -
     return True
 
 
-def _follow(edge: Edge, folder: Path, document: Followed) -> None:
+def _follow(edge: Edge, folder: Path, document: Followed, told_bans: ToldBans) -> None:
     """Until we are told to end."""
     stop, again = threading.Event(), threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     signal.signal(signal.SIGHUP, lambda *_: again.set())
     while not stop.wait(LOOK_S):
+        told_bans.look()
         told = again.is_set()
         again.clear()
         if document.look() or told:

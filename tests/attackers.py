@@ -57,7 +57,7 @@ async def attacking(edge: Edge, scenario: str, folder: Path, *options: str, sour
 
 def banned(edge: Edge) -> dict[str, str]:
     """Why which address is."""
-    return {ban.address: ban.why for ban in remote.bans(edge.folder / "edge")}
+    return {ban.address: ban.why for ban in remote.bans(edge.folder / "edge", 300)}
 
 
 def counted(edge: Edge, name: str) -> int:

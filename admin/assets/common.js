@@ -49,7 +49,8 @@ function loaded(address) {
 
 async function refresh(part) {
   if (document.hidden || part.contains(document.activeElement)) return;
-  const fresh = (await loaded(location.href).catch(() => null))?.querySelector('[data-refresh]');
+  const place = [...document.querySelectorAll('[data-refresh]')].indexOf(part);
+  const fresh = (await loaded(location.href).catch(() => null))?.querySelectorAll('[data-refresh]')[place];
   if (!fresh) return;
   part.replaceChildren(...document.adoptNode(fresh).childNodes);
   tellTimes(part);

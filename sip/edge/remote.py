@@ -7,26 +7,30 @@ import json
 import os
 import secrets
 import socket
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from calls.bans import MOST, Ban
 
 ANSWER_S = 5.0
 LONGEST_ANSWER = 1 << 20
 
 
 class EdgeSilent(Exception):
-    """A program doesn't answer, or says no."""
+    """A program doesn't answer."""
 
 
-@dataclass(frozen=True)
-class Ban:
-    """An address from which nothing is taken; `why`: flood, scanner, passwords, unacknowledged, malformed."""
+class EdgeRefuses(EdgeSilent):
+    """Kamailio says no."""
 
-    address: str
-    why: str
-    since: datetime
+
+class TooManyBans(EdgeSilent):
+    """More than MOST: Kamailio's answer is one datagram, of 128 KiB at most."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} addresses are banned, more than can be listed")
+        self.count = count
 
 
 def kamailio(folder: Path, command: str, answer_s: float = ANSWER_S) -> Any:
@@ -46,25 +50,34 @@ def kamailio(folder: Path, command: str, answer_s: float = ANSWER_S) -> Any:
         with contextlib.suppress(OSError):
             ours.unlink()
     if "error" in answer:
-        raise EdgeSilent(f"Kamailio, {command}: {answer['error'].get('message', answer['error'])}")
+        raise EdgeRefuses(f"Kamailio, {command}: {answer['error'].get('message', answer['error'])}")
     return answer.get("result")
 
 
-def bans(folder: Path) -> list[Ban]:
-    """The newest first; raises EdgeSilent."""
+def bans(folder: Path, ban_s: float, answer_s: float = ANSWER_S) -> list[Ban]:
+    """The newest first, each for `ban_s` from its beginning; raises TooManyBans and EdgeSilent."""
+    tables = {str(table["name"]): int(table["all"]) for table in kamailio(folder, "htable.stats", answer_s)}
+    if tables["ban"] > MOST:
+        raise TooManyBans(tables["ban"])
     found = []
-    for entry in kamailio(folder, "htable.dump ban"):
+    for entry in kamailio(folder, "htable.dump ban", answer_s):
         for slot in entry["slot"]:
             why, _, at = str(slot["value"]).partition(" ")
-            found.append(Ban(str(slot["name"]), why, datetime.fromtimestamp(int(at), UTC)))
+            since = datetime.fromtimestamp(int(at), UTC)
+            found.append(Ban(str(slot["name"]), why, since, since + timedelta(seconds=ban_s)))
     return sorted(found, key=lambda ban: ban.since, reverse=True)
 
 
-def lift(folder: Path, address: str) -> bool:
-    """Take from this address again; False where it isn't banned. Raises EdgeSilent."""
-    if not any(ban.address == address for ban in bans(folder)):
+def lift(folder: Path, address: str, answer_s: float = ANSWER_S) -> bool:
+    """Take from this address again, and forget what was counted against it; False where it isn't banned. Raises
+    EdgeSilent."""
+    try:
+        kamailio(folder, f"htable.delete ban {address}", answer_s)
+    except EdgeRefuses:
         return False
-    kamailio(folder, f"htable.delete ban {address}")
+    for counts in ("rate", "failed", "malformed"):
+        with contextlib.suppress(EdgeRefuses):  # there is nothing
+            kamailio(folder, f"htable.delete {counts} {address}", answer_s)
     return True
 
 

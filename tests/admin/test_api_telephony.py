@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from api_client import Api
 from redis.asyncio import Redis
+from told_edge import NAME, answering, ban, says
 
 from calls.audit import Audit
 from calls.dialling import Answer, Dial, DialInbox
@@ -85,6 +86,35 @@ async def test_how_trunks_do_is_told(api: Api, redis: Redis) -> None:
     found = (await api.ask("/telephony/trunks", key="reads")).body["trunks"]
     assert [(one["bridge"], one["state"], one["sip_status"], one["next_s"]) for one in found] == [
         ("b-1", "refused", 403, 30.0)]
+
+
+async def test_bans_are_told_and_lifted_by_who_may_and_the_audit_tells(api: Api, redis: Redis, store: Store) -> None:
+    assert (await api.ask("/telephony/bans", key="reads")).body == {"edges": []}
+    assert (await api.delete("/telephony/bans/192.0.2.1")).status == 404
+    banned = ban("192.0.2.1", "passwords")
+    async with answering(redis, banned) as left:
+        [edge] = (await api.ask("/telephony/bans", key="reads")).body["edges"]
+        assert (edge["edge"], edge["count"]) == (NAME, 1)
+        assert edge["bans"] == [{"address": "192.0.2.1", "why": "passwords", "since": banned.since.isoformat(),
+                                 "until": banned.until.isoformat()}]
+        assert (await api.delete("/telephony/bans/192.0.2.1", key="reads")).status == 403
+        assert (await api.delete("/telephony/bans/everybody")).status == 422
+        assert left
+        assert (await api.delete("/telephony/bans/192.0.2.1")).status == 204
+        assert not left
+        assert (await api.ask("/telephony/bans", key="reads")).body["edges"][0]["bans"] == []
+        assert (await api.delete("/telephony/bans/192.0.2.1")).body["error"] == "not_found"
+    assert [(entry.who, entry.action, entry.subject) for entry in await Audit(store).newest()] == [
+        ("configures (key)", "ban lifted", "192.0.2.1")]
+
+
+async def test_an_edge_that_doesnt_answer_leaves_the_ban_and_that_is_said(
+        api: Api, redis: Redis, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calls.bans.WAIT_S", 0.2)
+    await says(redis, ban("192.0.2.1"))
+    refused = await api.delete("/telephony/bans/192.0.2.1")
+    assert (refused.status, refused.body["error"], refused.headers["retry-after"]) == (503, "unavailable", "10")
+    assert await Audit(store).newest() == ()
 
 
 class Bridge:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 from signed_in import PASSWORD, Browser
+from told_edge import NAME, answering, ban, says
 from web_role import serving
 
 from calls.audit import Audit
@@ -124,6 +125,36 @@ async def test_an_operator_has_a_call_made_once(admin: Browser, redis: Redis, st
     assert again.headers["location"] == placed.headers["location"]
     [entry] = await Audit(store).newest(1)
     assert (entry.who, entry.action, entry.detail) == ("operator (operator)", "call placed", "+4930123")
+
+
+async def test_bans_are_shown_and_an_admin_lets_somebody_in_again(admin: Browser, redis: Redis, store: Store) -> None:
+    page = await admin.get("/admin/telephony")
+    assert "No edge is there" in page.text
+    await says(redis)
+    assert "Nobody is banned" in (await admin.get("/admin/telephony")).text
+    await says(redis, count=5000)
+    assert "5,000 addresses are banned" in (await admin.get("/admin/telephony")).text
+    banned, lift = ban("192.0.2.1", "unacknowledged"), "Let 192.0.2.1 in again"
+    async with answering(redis, banned) as left:
+        shown = (await admin.get("/admin/telephony")).text
+        for told in ("<td data-label=\"Address\">192.0.2.1<", "calls never acknowledged", banned.since.isoformat(),
+                     banned.until.isoformat(), NAME, lift):
+            assert told in shown, told
+        viewer = Browser(admin.port)
+        await viewer.signs_in("viewer")
+        seen = await viewer.get("/admin/telephony")
+        assert "192.0.2.1" in seen.text
+        assert lift not in seen.text
+        form = {"address": "192.0.2.1"}
+        assert (await viewer.post("/admin/telephony/bans/lift", form | {"form_token": seen.form_token})).status == 403
+        assert left
+        form["form_token"] = page.form_token
+        assert (await admin.post("/admin/telephony/bans/lift", form)).status == 303
+        assert not left
+        again = await admin.post("/admin/telephony/bans/lift", form)
+        assert (again.status, "No edge has banned 192.0.2.1." in again.text) == (404, True)
+        assert (await admin.post("/admin/telephony/bans/lift", form | {"address": "all"})).status == 422
+    assert [(entry.action, entry.subject) for entry in await Audit(store).newest(1)] == [("ban lifted", "192.0.2.1")]
 
 
 async def test_a_webhook_is_made_tried_switched_off_and_removed(admin: Browser, store: Store) -> None:

@@ -63,7 +63,7 @@ BY_SESSION: dict[Route, Needed] = {
     ("POST", "/admin/agents/{name}/remove"): CONFIGURE, ("POST", "/admin/numbers"): CONFIGURE,
     ("POST", "/admin/numbers/remove"): CONFIGURE,
     ("GET", "/admin/telephony"): SEE, ("POST", "/admin/telephony"): CONFIGURE,
-    ("POST", "/admin/telephony/calls"): ACT,
+    ("POST", "/admin/telephony/calls"): ACT, ("POST", "/admin/telephony/bans/lift"): CONFIGURE,
     ("GET", "/admin/retention"): SEE, ("POST", "/admin/retention"): Permission.ERASE,
     ("POST", "/admin/calls/{call}/erase"): Permission.ERASE,
     ("GET", "/admin/webhooks"): CONFIGURE, ("POST", "/admin/webhooks"): CONFIGURE,
@@ -96,7 +96,8 @@ BY_KEY: dict[Route, Needed] = {
     ("GET", "/api/v1/numbers"): SEE, ("PUT", "/api/v1/numbers/{pattern}"): CONFIGURE,
     ("DELETE", "/api/v1/numbers/{pattern}"): CONFIGURE,
     ("GET", "/api/v1/telephony"): SEE, ("PUT", "/api/v1/telephony"): CONFIGURE,
-    ("GET", "/api/v1/telephony/trunks"): SEE,
+    ("GET", "/api/v1/telephony/trunks"): SEE, ("GET", "/api/v1/telephony/bans"): SEE,
+    ("DELETE", "/api/v1/telephony/bans/{address}"): CONFIGURE,
     ("GET", "/api/v1/retention"): SEE, ("PUT", "/api/v1/retention"): Permission.ERASE,
     ("GET", "/api/v1/webhooks"): CONFIGURE, ("POST", "/api/v1/webhooks"): CONFIGURE,
     ("GET", "/api/v1/webhooks/{id}"): CONFIGURE, ("PUT", "/api/v1/webhooks/{id}"): CONFIGURE,
@@ -118,7 +119,7 @@ SENT: dict[str, dict[str, Any]] = {
     "/api/v1/webhooks": HOOK, "/api/v1/webhooks/{id}": HOOK, "/admin/webhooks": HOOK, "/admin/webhooks/{id}": HOOK,
     "/admin/agents": {"name": "another", "model": "echo"}, "/admin/agents/{name}": {"model": "echo"},
     "/admin/numbers": {"pattern": "4930", "agent": "echo"}, "/admin/telephony": {"document": "{}"},
-    "/admin/telephony/calls": {"to": "sip:ann@example.org"},
+    "/admin/telephony/bans/lift": {"address": "192.0.2.1"}, "/admin/telephony/calls": {"to": "sip:ann@example.org"},
 }
 SCRIPTS = ("/controls", "/listeners", "/listeners/{tap}")  # JSON with the page's token in a header
 
@@ -194,7 +195,7 @@ async def _asked(port: int, visitor: Visitor, route: Route, form_token: str | No
     """The status, and where it leads or what is wrong."""
     method, path = route
     there = path.format(call="none", kind="vtt", name="live.js" if "assets" in path else "echo", tap="none", id="none",
-                        number=1, pattern="4930", measure="response")
+                        number=1, pattern="4930", measure="response", address="192.0.2.1")
     there += "?q=parking" if path.endswith("/search") else ""
     if method == "WS":
         return await _live(port, visitor, there)

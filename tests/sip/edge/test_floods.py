@@ -14,6 +14,10 @@ from call_peers import speech
 from edge_bench import PASSWORD, SECRET, USER, Edge, edge
 from sip_bench import Surroundings, wait_for
 
+from calls.bans import MOST, EdgeBans, lift, said
+from calls.connect import open_redis
+from sip.edge import remote
+
 LIKE = 0.8  # as alike as what is heard and what was said are, at least
 LATER_S = 1.5  # that a call may be set up under attack, on a machine that runs the attackers too
 FLOODER, SILENT = "127.0.0.41", "127.0.0.42"
@@ -55,8 +59,12 @@ async def test_a_thousand_invites_a_second_are_dropped_and_a_registered_callers_
     assert counted(attacked, "sl:407_replies") - challenged <= 2 * 30 + 2, "no more than its share was answered"
     assert "attacked" not in repr(around.events())
     assert f"{FLOODER}  flood  since " in command(attacked)
-    assert command(attacked, "--lift", FLOODER) == f"{FLOODER} is let in again\n"
-    assert FLOODER not in banned(attacked)
+    [told] = [ban for edge in await _said(attacked) for ban in edge.bans if ban.address == FLOODER]
+    assert (told.why, (told.until - told.since).total_seconds()) == ("flood", 300)
+    async with open_redis(attacked.redis_url) as redis:
+        assert await lift(redis, FLOODER)
+        assert FLOODER not in banned(attacked)
+        assert not await lift(redis, FLOODER)
 
 
 async def test_who_never_acknowledges_gets_four_calls_and_is_banned_and_others_calls_are_as_before(
@@ -71,8 +79,33 @@ async def test_who_never_acknowledges_gets_four_calls_and_is_banned_and_others_c
         await asyncio.to_thread(wait_for, lambda: SILENT in banned(attacked))
     print(meanwhile)
     assert banned(attacked)[SILENT] == "unacknowledged"
+    assert command(attacked, "--lift", SILENT) == f"{SILENT} is let in again\n"
+    assert SILENT not in banned(attacked)
     assert meanwhile.likeness > LIKE
     taken = [envelope for envelope in around.events() if "sip:attacked@" in repr(envelope.event)]
     assert 1 <= len(taken) <= 5, "four, and one that was on its way"
     assert "Retry-After: 30" in messages.read_text()
     await asyncio.to_thread(around.no_lease_is_left)
+
+
+async def test_bans_that_are_too_many_to_be_listed_are_counted_and_lifted_all_the_same(attacked: Edge) -> None:
+    folder = attacked.folder / "edge"
+    for number in range(MOST + 1):
+        remote.kamailio(folder, f"htable.sets ban 10.0.{number // 256}.{number % 256} flood")
+    try:
+        with pytest.raises(remote.TooManyBans, match=f"{MOST + 1} addresses"):
+            remote.bans(folder, 300)
+        async with asyncio.timeout(10), open_redis(attacked.redis_url) as redis:
+            while [(edge.count, edge.bans) for edge in await said(redis)] != [(MOST + 1, ())]:
+                await asyncio.sleep(0.2)
+            assert await lift(redis, "10.0.0.1")
+        assert sum(entry["size"] for entry in remote.kamailio(folder, "htable.dump ban")) == MOST
+    finally:
+        remote.kamailio(folder, "htable.flush ban")
+
+
+async def _said(attacked: Edge) -> tuple[EdgeBans, ...]:
+    """Once it has had the time to."""
+    await asyncio.sleep(2)
+    async with open_redis(attacked.redis_url) as redis:
+        return await said(redis)
