@@ -6,7 +6,7 @@ const FRAME_S = 0.08;
 const LINES = 60, CHIPS = 6, FRAMES = 64; // that a card keeps
 const OVER_S = 20; // for which a call that has ended stays
 const TRANSPORTS = { sip: 'phone', webrtc: 'browser', chat: 'Moshi client' };
-const ACTS = { s: 'speak', h: 'hold', m: 'mute', r: 'release', p: 'record', x: 'hang_up', l: 'listen', o: 'talk' };
+const ACTS = { s: 'speak', h: 'hold', m: 'mute', r: 'release', a: 'reprime', p: 'record', x: 'hang_up', l: 'listen', o: 'talk' };
 const TALKS_WITHIN_MS = 5000; // or the microphone is closed again
 const NAMES = { pad: 'PAD', epad: 'EPAD', other: 'no text' }, SIGNS = { pad: '\u00b7', epad: '\u25b8', other: '\u2205' };
 const WORD_MARK = '\u2581'; // before a word's first piece
@@ -94,7 +94,8 @@ class Card {
 
   tell() {
     const { caller, agent, protocol, worker, ended_at: over, end_reason: reason } = this.call;
-    this.find('.caller').textContent = caller?.replace(/^sip:/, '') || 'Somebody';
+    const [user, ...host] = (caller?.replace(/^sip:/, '') || 'Somebody').split(/(?=@)/); // a narrow card breaks it there
+    this.find('.caller').replaceChildren(user, element('wbr'), host.join(''));
     this.root.setAttribute('aria-label', `Call of ${caller || 'somebody'}`);
     const facts = [`to ${agent ?? '…'}`, TRANSPORTS[protocol], worker, over && `ended: ${(reason ?? '').replaceAll('_', ' ')}`];
     this.find('.facts').textContent = facts.filter(Boolean).join(' · ');

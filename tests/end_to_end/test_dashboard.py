@@ -106,6 +106,8 @@ async def test_an_operator_watches_a_call_steps_in_and_finds_the_word_again(
         await page.keyboard.press("o")
         await reads(card, "You hear both sides")
         await reads(card, "take over: talked")
+        await presses(card, "Re-prime")
+        await reads(card, "reprime: reprimed")
         await page.keyboard.press("x")
         await page.keyboard.press("x")
         await reads(card, "ended: operator hung up")
@@ -139,7 +141,7 @@ async def _all_told(web: Web, id: str) -> dict[str, ControlRow]:
             await asyncio.sleep(0.1)
         told = {entry.action: entry for entry in await Audit(store).newest() if entry.subject == id}
         assert {entry.who for entry in told.values()} == {"ann (operator)"}
-        assert set(told) == {"listen", "hold", "say", "speak", "take_over", "hand_back", "hang_up"}
+        assert set(told) == {"listen", "hold", "say", "speak", "take_over", "hand_back", "reprime", "hang_up"}
         for action in ("listen", "take_over"):
             assert (told[action].first_k, told[action].k) == (controls[action].first_k, controls[action].k)
     return controls
@@ -183,6 +185,7 @@ async def _hears_the_word(page: Page, web: Web, id: str, complaints: list[str]) 
             await asyncio.sleep(0.2)
             await page.reload()
     await finds_nothing(page, "call")
+    await page.locator(".story .control", has_text="ann reprime: reprimed").wait_for()
     word = page.locator(".story .caller .w", has_text="parking").first
     start_s = float(await word.get_attribute("data-start") or "nan")
     await word.click()

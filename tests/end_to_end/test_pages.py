@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 from browsers import LONGEST_S
-from operating import finds_nothing
+from operating import finds_nothing, presses, reads
 from playwright.async_api import Browser, Page
 from redis.asyncio import Redis
 from signed_in import PASSWORD
+from told_edge import ban, says
 from web_role import SECRET, serving
 
 from calls.agent_store import AgentStore
@@ -28,7 +29,7 @@ from calls.agents import Agent, Number
 from calls.api_keys import ApiKeys, Scope
 from calls.audit import Audit
 from calls.connect import open_redis
-from calls.controls import ControlInbox
+from calls.controls import ControlInbox, Result
 from calls.events import (
     CallAnswered,
     CallEnded,
@@ -47,6 +48,7 @@ from calls.events import (
     UtteranceSpoken,
     Word,
 )
+from calls.live import EventWriter
 from calls.monologues import MonologueTeller, Told, Written
 from calls.operators import Operators, Role
 from calls.routing import BridgeRegistry, Heartbeat, WorkerRegistry
@@ -104,11 +106,13 @@ class Fill:
         now = datetime.now(UTC)
         for number in range(CALLS):
             await self._call(f"call-{number:02}", now - timedelta(minutes=23 * (CALLS - number)))
-        await self._running(now - timedelta(seconds=47))
+        await self.running(now - timedelta(seconds=47))
         for beat in (Heartbeat(WORKER, "e", "ws://127.0.0.1:1", {"nano": (4, 1), "echo": (4, 0)}, False),
                      Heartbeat("gpu-2.example-0a1b2c3d", "e", "ws://127.0.0.1:2", {"nano": (4, 4)}, True)):
             await WorkerRegistry(self._redis, expiry_s=600).beat(beat)
         await BridgeRegistry(self._redis, expiry_s=600).beat(BRIDGE, "sip", 1, 4)
+        await says(self._redis, *(ban(f"198.51.100.{number}", why) for number, why in enumerate(
+            ("flood", "scanner", "passwords", "unacknowledged", "malformed"))))
         await self._configuration()
 
     async def _tell(self, call: str, at: datetime, *events: Event) -> None:
@@ -137,7 +141,7 @@ class Fill:
         await self._store.apply([Envelope(call, f"{BRIDGE}-recordings", 1, 1, at, RecordingKept(
             f"/nowhere/{call}.flac", "flac", 41.6, 700_000, 0.0, 0.0))])
 
-    async def _running(self, at: datetime) -> None:
+    async def running(self, at: datetime) -> None:
         for call, caller in (("running-1", "sip:+493055512345@trunk.example"), ("running-2", LONG)):
             await self._tell(call, at, CallReceived("sip", "inbound", caller, "sip:agent@here", call, BRIDGE, "agent"),
                              CallLeased("nano", WORKER, "e"), CallAnswered("PCMU"),
@@ -247,13 +251,46 @@ async def faults(page: Page, paths: Iterable[str], kind: str, pictures: Path | N
 
 
 @pytest.mark.usefixtures("store", "redis")
+async def test_re_prime_is_given_by_button_and_by_key_and_what_became_of_it_is_shown_and_kept(
+        redis_url: str, database_url: str, deaf_browser: Browser) -> None:
+    async with (kept(redis_url, database_url) as (store, redis),
+                admin(store, redis_url, database_url, deaf_browser) as page):
+        await Fill(store, redis).running(datetime.now(UTC) - timedelta(seconds=47))
+        inbox, writer = ControlInbox(redis, BRIDGE), EventWriter(redis, BRIDGE, kept_events=10)
+        await page.reload()
+        card = page.locator("#running-1")
+
+        async def becomes(outcome: str, why: str) -> None:
+            async with asyncio.timeout(LONGEST_S):
+                while (control := await inbox.next()) is None:
+                    pass
+            assert (control.call, control.action, control.by) == ("running-1", "reprime", "root")
+            await inbox.reply(control, Result(control.id, outcome, 310, 312, why))  # type: ignore[arg-type]
+            taken = writer.emit("running-1", 2, ControlTaken(
+                control.id, "reprime", "", False, control.by, datetime.now(UTC), outcome, 310, 312, why))
+            assert await writer.drain(LONGEST_S) == 0
+            await store.apply([taken])
+
+        await presses(card, "Re-prime")
+        await becomes("reprimed", "")
+        await reads(card, "reprime: reprimed · 0:24 · root")
+        await card.focus()
+        await page.keyboard.press("a")
+        await becomes("refused", "ann talks to the caller")
+        await reads(card, "reprime: refused, ann talks to the caller")
+        assert [entry.action for entry in await Audit(store).newest()] == ["reprime", "reprime"]
+        await page.goto(page.url.replace("/admin", "/admin/calls/running-1"))
+        await page.locator(".story .control", has_text="root reprime: refused ann talks to the caller").wait_for()
+
+
+@pytest.mark.usefixtures("store", "redis")
 async def test_pages_with_nothing_to_show_say_what_to_do(
         redis_url: str, database_url: str, deaf_browser: Browser, pictures: Path | None) -> None:
     async with (kept(redis_url, database_url) as (store, _),
                 admin(store, redis_url, database_url, deaf_browser) as page):
         assert await faults(page, (*PAGES, "/calls?q=nothing+of+that+sort"), "empty", pictures) == []
         await page.context.clear_cookies()
-        assert await faults(page, [""], "login", pictures) == []
+        assert await faults(page, ["", "/nothing"], "login", pictures) == []
 
 
 @pytest.mark.usefixtures("store", "redis")
