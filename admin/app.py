@@ -58,7 +58,7 @@ def create_app(redis: Redis, settings: Settings, secret: bytes, store: Store) ->
         await redis.aclose()
 
     app = FastAPI(title="Tandem", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    answer_errors(app)
+    answer_errors(app, sign_in)
     api = Api(service, access)
     app.include_router(api.router(configuring, telephoning, webhooking, retaining))
     app.include_router(api.document(app.routes))

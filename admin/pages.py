@@ -32,9 +32,8 @@ def page(template: str, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def is_navigation(request: Request) -> bool:
-    """Whether somebody looks at the answer: a page of the dashboard, not what its scripts ask for."""
-    path = request.url.path
-    return path.startswith(("/admin", "/login", "/logout")) and "text/html" in request.headers.get("accept", "")
+    """Whether somebody looks at the answer, rather than a program or a script of ours."""
+    return not request.url.path.startswith(("/api/", "/metrics")) and "text/html" in request.headers.get("accept", "")
 
 
 def _time(at: datetime | None) -> Markup:
@@ -61,9 +60,11 @@ def _words(name: str | None) -> str:
     return (name or "–").replace("_", " ")
 
 
-def _party(address: str) -> str:
-    """Whom people know by it: the part of a SIP URI that isn't the same in all of them."""
-    return address.removeprefix("sip:")
+def _party(address: str) -> Markup:
+    """Whom people know by it: the part of a SIP URI that isn't the same in all of them; a narrow page breaks it before
+    the host."""
+    user, at, host = address.removeprefix("sip:").partition("@")
+    return Markup("<span>{}<wbr>{}</span>").format(user, at + host)
 
 
 _TEMPLATES = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined,

@@ -17,7 +17,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from admin.access import Access
-from admin.errors import SignInFirst
 from admin.messages import BODY_BYTES, Form, address_of, read_form
 from admin.pages import HERE, page
 from admin.service import Actor, NotAllowed
@@ -29,6 +28,10 @@ LOGIN_PAGE_S = 3600
 HOME = "/admin"
 TICKET_S = 300  # from the password to the second factor's code
 _CONTEXT, _TICKET = b"tandem form 1:", b"tandem ticket 1:"
+
+
+class SignInFirst(Exception):
+    """Nobody is signed in in this browser."""
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,35 @@ async def test_pages_run_nothing_but_our_scripts_and_are_kept_nowhere(admin: Bro
             assert "//" not in answer.text.replace("https://www.w3.org", "").split("<main")[0]  # nothing from elsewhere
 
 
+async def test_what_isnt_there_is_told_within_the_frame_to_who_is_signed_in_and_by_itself_to_others(
+        admin: Browser, port: int) -> None:
+    nobody, menu = Browser(port), '<nav aria-label="Dashboard">'
+    for path in ("/admin/nothing", "/admin/calls/none", "/nothing?a=b"):
+        found = await admin.get(path)
+        assert (found.status, menu in found.text, "Sign in" in found.text) == (404, True, False), path
+        assert found.form_token == (await admin.get("/admin")).form_token, "and one may sign out there"
+    assert '<a href="/admin/audit">Audit</a>' in found.text
+    for path in ("/admin/nothing", "/nothing?a=b"):
+        found = await nobody.get(path)
+        assert (found.status, menu in found.text) == (404, False), path
+    assert '<a href="/login?next=%2Fnothing%3Fa%3Db">Sign in</a>' in found.text
+    assert (await nobody.get("/admin/calls/none")).status == 303, "what is there is told to nobody"
+    assert (await nobody.get("/nothing", Accept="*/*")).json["error"] == "not_found"
+    assert (await nobody.get("/api/v1/nothing")).json["error"] == "not_found"
+    viewer = await _signed_in(port, "viewer")
+    refused = await viewer.get("/admin/keys")
+    assert (refused.status, menu in refused.text, "/admin/audit" in refused.text) == (403, True, False)
+
+
+async def test_the_audit_leads_to_calls_as_long_as_they_are_kept(admin: Browser, call: None, store: Store) -> None:
+    await admin.get("/admin/calls/call-1/transcript.vtt")
+    await Audit(store).note("ann (operator)", "call erased", "call-0")
+    audit = (await admin.get("/admin/audit")).text
+    assert '<a href="/admin/calls/call-1" title="call-1">call call-1</a>' in audit
+    assert "call-0" in audit
+    assert "/admin/calls/call-0" not in audit
+
+
 async def test_calls_are_found_by_filters_in_the_address(admin: Browser, call: None, store: Store) -> None:
     await store.apply(_events(CallReceived("webrtc", "inbound", "web", "agent", "r", "b", "agent"),
                               CallEnded(EndReason.BUSY, "local", 486, "", 0, 0, 0, 0), call="call-2"))
