@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig
 from agent.moshi.layers import linear
 from agent.moshi.lm import LanguageModel
 from agent.train import stt
@@ -32,6 +32,7 @@ from agent.train.trainer import Task, Team, TrainingError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _HELD_OUT_BATCHES = 12
+_GAP = 4  # frames
 _OWN_VOICE = 0.25  # of their scale: its own codes and words, where it begins with ears
 
 
@@ -52,7 +53,9 @@ class LMSpec:
     quiet_share: float = 0.06
     agent_noise: float = 0.05  # of the input's codes, replaced by any
     first_noise: float = 0.05  # of the caller's first codebook
-    rest_noise: float = 0.08
+    rest_noise: float = 0.05
+    gaps: float = 0.04  # of the frames of calls, in which the caller isn't heard, in runs of a few
+    callers_gaps: float = 0.12  # the same where nobody answers: what was meant shall be told by any of the words
     heard: float = 0.5  # of the loss: what the caller said
     heard_pad_share: float = 0.1  # of the padding between the caller's words
     meant: float = 0.5
@@ -96,13 +99,15 @@ class _LMTask:
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
-        calls = self.calls
+        calls, gaps = self.calls, spec.gaps
         if self.callers is not None and float(torch.rand(1, generator=generator)) < spec.callers_share:
-            calls = self.callers
+            calls, gaps = self.callers, spec.callers_gaps
         batch = calls.draw(spec.frames // self.team.size, generator, spec.middle)
         noisy = torch.rand(batch.inputs.shape, generator=generator) < self.noise
         any_code = torch.randint(self.lm.config.audio_card, batch.inputs.shape, generator=generator)
-        batch = batch._replace(inputs=torch.where(noisy, any_code, batch.inputs))
+        inputs = torch.where(noisy, any_code, batch.inputs)
+        inputs[:, 1 + self.lm.config.agent_codebooks:].masked_fill_(_gaps(inputs, gaps, generator), ZERO_TOKEN)
+        batch = batch._replace(inputs=inputs)
         drawn = torch.rand(batch.sounds.shape, generator=generator)
         sounds = (batch.sounds & (drawn < spec.spoken_share)) | (batch.quiet & (drawn < spec.quiet_share))
         with torch.autocast(self.team.device.type, torch.bfloat16):
@@ -186,6 +191,13 @@ def lend_ears(folder: Path, lm: LanguageModel, heard: nn.Linear, meant: nn.Linea
         if name not in theirs or theirs[name].shape != weight.shape:
             raise TrainingError(f"{path}: {name} doesn't fit the language model")
         weight.copy_(theirs[name])
+
+
+def _gaps(inputs: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Which of the frames of inputs [B, streams, T] are in a gap [B, 1, T]."""
+    calls, _, frames = inputs.shape
+    runs = torch.rand(calls, 1, -(-frames // _GAP), generator=generator) < share
+    return runs.repeat_interleave(_GAP, dim=-1)[..., :frames]
 
 
 def _calls(path: Path, lm: LanguageModel, lag: int, *, answered: bool = True) -> Calls:

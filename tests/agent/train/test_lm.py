@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, LMConfig, MimiConfig
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN, ZERO_TOKEN, LMConfig, MimiConfig
 from agent.moshi.lm import LanguageModel
 from agent.moshi.mimi import Mimi
 from agent.moshi.random_model import CODEBOOKS, LM, MIMI
@@ -125,6 +125,23 @@ def test_callers_whom_nobody_answers_teach_hearing_alone(tmp_path: Path) -> None
             assert parameter.grad is None or not parameter.grad.any(), f"{name}: nobody spoke"
     assert hearing.heard.weight.grad is not None
     assert hearing.heard.weight.grad.any()
+
+
+def test_now_and_then_the_caller_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "calls.safetensors", [toy(seed) for seed in range(8)])
+    task = lm._LMTask(TEAM, lm.LMSpec(tiny(), path, path, frames=800, agent_noise=0, first_noise=0, rest_noise=0,
+                                      gaps=0.3))
+    read: list[torch.Tensor] = []
+    temporal = task.lm.temporal
+    monkeypatch.setattr(task.lm, "temporal", lambda inputs: read.append(inputs) or temporal(inputs))
+    task.loss(0, torch.Generator().manual_seed(0))
+    agent, caller = read[0][:, 1:1 + CODEBOOKS], read[0][:, 1 + CODEBOOKS:]
+    unheard = (caller == ZERO_TOKEN).all(dim=1)
+    assert not agent.eq(ZERO_TOKEN).any()
+    assert 0.15 < float(unheard.float().mean()) < 0.45
+    assert unheard.any(dim=1).all(), "each call has gaps of its own"
+    runs = unheard.view(len(unheard), -1, 4)
+    assert torch.equal(runs.all(-1), runs.any(-1)), "of four frames each"
 
 
 def test_it_learns_to_answer(tmp_path: Path) -> None:
