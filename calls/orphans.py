@@ -18,7 +18,7 @@ from calls.causes import q850
 from calls.events import CallEnded, EndReason
 from calls.live import EventWriter
 from calls.reports import Reports
-from calls.routing import RoutingUnavailable, health
+from calls.routing import RoutingUnavailable, health, takes_writes
 from calls.store import StoreError
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ async def end_orphans(redis: Redis, reports: Reports, events: EventWriter, stop:
     ended: set[str] = set()  # calls whose end isn't in their rows yet
     while not stop.is_set():
         try:
+            await takes_writes(redis)
             calls = await reports.abandoned({one.bridge for one in (await health(redis)).bridges})
         except (StoreError, RoutingUnavailable):
             missed_since.clear()  # nobody could be heard of

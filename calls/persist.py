@@ -24,6 +24,7 @@ from calls.live import Entry, EventReader, Pause, floors_of
 from calls.settings import PREFIX, Settings, SettingsError
 from calls.store import DatabaseAway, Refused, Store, StoreError, upgrade
 
+RETRY_LONGEST_S = 2.0  # between two tries while Postgres or Redis is away
 READ_S = 0.5  # after which a persister that finds nothing looks whether it shall stop
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ async def _upgrade(url: str, stop: asyncio.Event) -> bool:
 
 async def _save_until(reader: EventReader, store: Store, stop: asyncio.Event, drain_s: float) -> None:
     held: list[Entry] = []
-    pause = Pause()
+    pause = Pause(longest_s=RETRY_LONGEST_S)
     deadline: float | None = None
     failing = False
     while True:

@@ -162,6 +162,7 @@ class Health:
 _HEARTBEAT: TypeAdapter[Heartbeat] = TypeAdapter(Heartbeat)
 _BRIDGE: TypeAdapter[BridgeHealth] = TypeAdapter(BridgeHealth)
 _WORKERS = ("tandem:{alive}:workers", "tandem:{alive}:workers:until")
+_WRITTEN = "tandem:{alive}:written"
 _BRIDGES = ("tandem:{alive}:bridges", "tandem:{alive}:bridges:until")
 
 
@@ -184,6 +185,12 @@ async def _ask(work: Callable[[], Awaitable[Answer]], wait_s: float) -> Answer:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
+
+
+async def takes_writes(redis: Redis, *, wait_s: float = 2.0) -> None:
+    """Raises RoutingUnavailable where Redis can't be reached, or answers and writes nothing down, as when its disk is
+    full: then no sign of life reaches it."""
+    await _ask(lambda: redis.set(_WRITTEN, "", px=1000), wait_s)
 
 
 class Router:

@@ -10,6 +10,7 @@ call lasts each 20 ms goes to its place in a raw file, which outlives the proces
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import logging
@@ -76,9 +77,11 @@ class RawRecording:
         handle = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.pwrite(handle, line.ljust(HEADER_BYTES - 1) + b"\n", 0)
+            if os.pwrite(handle, line.ljust(HEADER_BYTES - 1) + b"\n", 0) < HEADER_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.rename(new, path)
         except OSError:
+            new.unlink(missing_ok=True)
             os.close(handle)
             raise
         return cls(path, header, handle)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 Codec = Literal["flac", "opus"]
 SWEEP_S = 5.0  # between two looks for what others left behind
-TRY_AGAIN_S = 60.0  # for a recording that can't be kept now
+TRY_AGAIN_S = 20.0  # for a recording that can't be kept now
 AT_ONCE = 1  # recordings that a process encodes at the same time: calls go first
 _CONTAINERS: dict[Codec, tuple[str, str]] = {"flac": ("flac", "flac"), "opus": ("ogg", "libopus")}
 _OPUS_BITS = 64_000  # a second, of both channels
@@ -256,9 +256,9 @@ class Keeper:
         self._one = asyncio.Semaphore(AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def keep(self, raw: RawRecording, lost_s: float = 0.0, paused_s: float = 0.0) -> None:
-        """Soon; the raw file is the keeper's now."""
-        task = asyncio.create_task(self._keep(raw, lost_s, paused_s))
+    def keep(self, raw: RawRecording, lost_s: float = 0.0, paused_s: float = 0.0, *, again: bool = False) -> None:
+        """Soon; the raw file is the keeper's now. Where that fails it is told, but for one that is tried `again`."""
+        task = asyncio.create_task(self._keep(raw, lost_s, paused_s, again))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -272,13 +272,14 @@ class Keeper:
             await asyncio.wait(self._tasks, timeout=timeout_s)
         return len(self._tasks)
 
-    async def _keep(self, raw: RawRecording, lost_s: float, paused_s: float) -> None:
+    async def _keep(self, raw: RawRecording, lost_s: float, paused_s: float, again: bool) -> None:
         call, fence = raw.header.call, raw.header.fence
         async with self._one:
             try:
                 kept = await asyncio.to_thread(keep, raw, self.storage, self.codec, lost_s=lost_s, paused_s=paused_s)
             except StorageError as error:
-                log.error("call %s: its recording isn't kept yet: %s", call, error)
+                if not again:
+                    log.error("call %s: its recording isn't kept yet: %s", call, error)
                 return
         if kept is not None:
             self._events.emit(call, fence, kept)
@@ -300,9 +301,11 @@ async def keep_orphans(data_dir: Path, keeper: Keeper, stop: asyncio.Event, *, s
                 raw = None
                 not_before[path] = loop.time() + try_again_s
             if raw is not None:
-                log.warning("call %s: keeping the recording that its process left", raw.header.call)
+                again = path in not_before
+                if not again:
+                    log.warning("call %s: keeping the recording that its process left", raw.header.call)
                 not_before[path] = loop.time() + try_again_s
-                keeper.keep(raw)
+                keeper.keep(raw, again=again)
         not_before = {path: at for path, at in not_before.items() if path.exists()}
         await _unless(stop, sweep_s)
 

@@ -97,10 +97,13 @@ class TokenLog:
                         layout.pause_heads, self._rows[0][0] if self._rows else 0, len(self._rows))
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        with part.open("wb") as file:
-            file.write(json.dumps(asdict(header)).encode() + b"\n")
-            file.writelines(row for _, row in self._rows)
-        os.replace(part, path)
+        try:
+            with part.open("wb") as file:
+                file.write(json.dumps(asdict(header)).encode() + b"\n")
+                file.writelines(row for _, row in self._rows)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def token_log_path(data_dir: Path, call: str) -> Path:

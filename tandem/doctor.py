@@ -26,10 +26,11 @@ from sqlalchemy import text
 from calls.connect import open_redis
 from calls.findings import Finding, Verdict, findings_of
 from calls.live import MAX_STREAM_ENTRIES, PARTITIONS, stream_key
-from calls.routing import Health, RoutingUnavailable, health
+from calls.routing import Health, RoutingUnavailable, health, takes_writes
 from calls.settings import Settings
 from calls.store import Store, StoreError
 from media.audio import SAMPLE_RATE, write_wav
+from media.recordings import Storage
 from sip.phone import PhoneError, PhoneReport, phone
 from tandem.embedded import EmbeddedError, running_postgres, running_redis
 from tandem.errors import UserError
@@ -38,6 +39,7 @@ FREE_GB = (2.0, 0.2)  # of the disk: below the first it is doubtful, below the s
 CLOCK_S = (0.5, 5.0)  # that this machine's clock is off Redis's
 PACKAGES = ("torch", "av", "aiortc", "pjsua2-python", "redis", "sqlalchemy")
 ECHO_S, LIKE, LATE_S = 4.0, 0.8, 0.4  # an echo's call; its likeness; its way, two frames of 80 ms included
+A_WRITE = "CREATE TEMPORARY TABLE room ON COMMIT DROP AS SELECT generate_series(1, 10000)"  # fails on a full disk
 ANSWER_S = 10.0  # for anything that is asked
 
 
@@ -65,7 +67,7 @@ def _print(findings: Sequence[Finding]) -> bool:
 
 
 async def _all(settings: Settings) -> list[Finding]:
-    findings = [_machine(), _disk(settings)]
+    findings = [_machine(), *_disks(settings)]
     try:
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url else running_redis(settings.data_dir)
     except EmbeddedError as error:
@@ -99,14 +101,25 @@ def _machine() -> Finding:
     return Finding("packages", "good", ", ".join(found))
 
 
-def _disk(settings: Settings) -> Finding:
-    folder = settings.data_dir.absolute()
-    while not folder.exists():
-        folder = folder.parent
+def _disks(settings: Settings) -> list[Finding]:
+    """Each disk of this machine on which something of ours is kept."""
+    data = settings.data_dir.absolute()
+    while not data.exists():
+        data = data.parent
+    there = (data, data / "postgres", data / "redis", data / "calls", Storage(settings.recordings).folder)
+    by_disk: dict[int, Path] = {}
+    for folder in there:
+        if folder is not None and folder.exists():
+            by_disk.setdefault(folder.stat().st_dev, folder)
+    return [_disk(folder, "disk" if folder == data else f"disk of {folder.name}") for folder in by_disk.values()]
+
+
+def _disk(folder: Path, name: str) -> Finding:
     free = shutil.disk_usage(folder).free / 1e9
-    said = f"{free:.1f} GB free for {settings.data_dir}"
-    advice = "recordings and Postgres need room: delete old ones, or move TANDEM_DATA_DIR"
-    return Finding("disk", "good" if free > FREE_GB[0] else "doubtful" if free > FREE_GB[1] else "bad", said, advice)
+    return Finding(name, "good" if free > FREE_GB[0] else "doubtful" if free > FREE_GB[1] else "bad",
+                   f"{free:.1f} GB free for {folder}",
+                   "calls go on without it, but what they leave needs room: delete what isn't ours, let old calls go "
+                   "(`tandem retention`), or give it a larger disk; what waited is kept then, by itself")
 
 
 async def _database(settings: Settings) -> Finding:
@@ -115,10 +128,11 @@ async def _database(settings: Settings) -> Finding:
         async with asyncio.timeout(ANSWER_S), _store(settings) as store, store.transaction() as connection:
             server = (await connection.execute(text("SHOW server_version"))).scalar_one()
             there = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
+            await connection.execute(text(A_WRITE))
     except (StoreError, EmbeddedError, TimeoutError) as error:
         return Finding("Postgres", "bad", f"{error or 'no answer in time'}",
-                       "calls are still taken, and what is said is kept as long as bridges can: is it running, and is "
-                       "TANDEM_DATABASE_URL right?")
+                       "calls are still taken, and what is said is kept as long as bridges can: is it running, is "
+                       "there room on its disk, and is TANDEM_DATABASE_URL right?")
     if there != newest:
         return Finding("Postgres", "bad", f"{server}, tables of version {there}, not {newest}",
                        "run `tandem db upgrade`")
@@ -127,13 +141,21 @@ async def _database(settings: Settings) -> Finding:
 
 async def _redis(redis: Redis) -> list[Finding]:
     about: Any = await redis.info("server")
+    version = about["redis_version"]
+    try:
+        await takes_writes(redis)
+        itself = Finding("Redis", "good", version)
+    except RoutingUnavailable as error:
+        itself = Finding("Redis", "bad", f"{version}, takes no writes: {error}",
+                         "make room on its disk (or in its memory): calls go on, new ones hear 503, and what is said "
+                         "waits in the bridges; all goes on by itself then")
     seconds, micro = await redis.time()
     off = abs(time.time() - (seconds + micro / 1e6))
     clock: Verdict = "good" if off < CLOCK_S[0] else "doubtful" if off < CLOCK_S[1] else "bad"
     waiting = [int(await redis.xlen(stream_key(number))) for number in range(PARTITIONS)]
     fullest = max(waiting)
     return [
-        Finding("Redis", "good", f"{about['redis_version']}"),
+        itself,
         Finding("clock", clock, f"{1000 * off:.0f} ms off Redis's",
                 "let the machines' clocks be set by NTP: leases and events carry times"),
         Finding("events on their way", "good" if fullest < MAX_STREAM_ENTRIES // 2 else "bad",

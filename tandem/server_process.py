@@ -25,7 +25,7 @@ from typing import IO
 
 START_S = 60.0
 STOP_S = 30.0
-RESTART_S = (0.2, 10.0)  # first and longest pause before a server that died is started again
+RESTART_S = (0.2, 5.0)  # first and longest pause before a server that died is started again
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class ServerProcess:
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
         said = [line.strip() for line in lines if line.strip()]
-        return said[-1] if said else "it said nothing"
+        why = [line for line in said if "PANIC:" in line or "FATAL:" in line]  # of PostgreSQL, which says more then
+        return (why or said or ["it said nothing"])[-1]
 
 
 @contextlib.contextmanager
@@ -99,14 +100,17 @@ class _Keeper(threading.Thread):
 
     def run(self) -> None:
         pause_s, longest_s = RESTART_S
+        times = 0  # in a row
         while True:
             started_at = time.monotonic()
             status = self._run_once()
             if self._stopping.is_set() or not self.proven.is_set():
                 return
-            log.error("%s ended with status %s and is started again; it said: %s", self._server.name, status,
-                      self.error or self._server.last_words())
             lived_s = time.monotonic() - started_at
+            times = 1 if lived_s > longest_s else times + 1
+            if times & (times - 1) == 0:  # at 1, 2, 4, 8 …
+                log.error("%s ended with status %s%s and is started again; it said: %s", self._server.name, status,
+                          f", {times} times in a row," if times > 1 else "", self.error or self._server.last_words())
             pause_s = RESTART_S[0] if lived_s > longest_s else min(2 * pause_s, longest_s)
             if self._stopping.wait(pause_s):
                 return

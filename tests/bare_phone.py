@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,7 +37,8 @@ class BarePhone:
         for each in (self._sip, self._rtp):
             each.bind((host, 0))
         self._there = (host, int(port))
-        self._said = encode_g711(says[:len(says) // PACKET * PACKET], "mu").tobytes()
+        self._said = _packets(says)
+        self._lines: deque[bytes] = deque()  # said before it goes on with the other
         self._dialog = Dialog(self._sip, self._there, user)
         self.reference = self._dialog.id
         try:
@@ -50,6 +52,20 @@ class BarePhone:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._talk)
         self._thread.start()
+
+    def say(self, line: npt.NDArray[np.int16]) -> float:
+        """Once, in place of what is said over and over. Returns when it will have been said."""
+        packets = _packets(line)
+        self._lines.extend(packets)
+        return time.monotonic() + len(packets) * PACKET_S
+
+    def wait_for_quiet(self, seconds: float, timeout_s: float = 30.0) -> float:
+        """Until nothing has come for so long; returns when the last sound came."""
+        began = time.monotonic()
+        while time.monotonic() - (last := max([began, *self.loud_at[-1:]])) < seconds:
+            assert time.monotonic() < began + timeout_s, "it doesn't stop"
+            time.sleep(POLL_S)
+        return last
 
     def wait_for_sound(self, since: float, timeout_s: float = 10.0) -> float:
         """How long after `since` some came."""
@@ -87,8 +103,8 @@ class BarePhone:
             else:
                 header = _HEADER.pack(0x80, PCMU, number & 0xFFFF, number * PACKET & 0xFFFFFFFF, source)
                 with contextlib.suppress(OSError):  # nobody is there just now
-                    at = number * PACKET % len(self._said)
-                    self._rtp.sendto(header + self._said[at:at + PACKET], self._media)
+                    said = self._lines.popleft() if self._lines else self._said[number % len(self._said)]
+                    self._rtp.sendto(header + said, self._media)
                 number += 1
             self._take()
             self._answer()
@@ -113,6 +129,11 @@ class BarePhone:
                 self._sip.sendto("\r\n".join(["SIP/2.0 200 OK", *kept, "Content-Length: 0", "", ""]).encode(), there)
                 if text.startswith("BYE"):
                     self.hung_up.set()
+
+
+def _packets(samples: npt.NDArray[np.int16]) -> list[bytes]:
+    said = encode_g711(samples[:len(samples) // PACKET * PACKET], "mu").tobytes()
+    return [said[at:at + PACKET] for at in range(0, len(said), PACKET)]
 
 
 @contextlib.contextmanager

@@ -14,14 +14,21 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import psutil
+from bare_phone import BarePhone, CallFailed, calling
+from redis.asyncio import Redis
 from served import Served, serving
 
 from calls.connect import open_redis
-from calls.routing import health
+from calls.draining import order
+from calls.routing import Heartbeat, health
 from calls.store import CallRow, MoveRow, RecordingRow, Store, StoreError
 from tandem.embedded import EmbeddedError, running_postgres, running_redis
 
 Found = TypeVar("Found")
+
+BACK_S = 10.0  # service is back after a fault, of a machine that is ours: see `back_within`
+PATIENCE_S = 40.0  # on one that is not
+KEPT_S = 20.0  # a call's row has its end
 
 MARKS = {"worker": ("worker",), "persister": ("persist",), "web": ("web",), "webrtc": ("webrtc",),
          "sip": ("--multiprocessing-fork",), "Redis": ("redis-server",), "Postgres": ("postgres", "-D")}
@@ -64,13 +71,13 @@ class Fleet:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.send_signal(signal.SIGCONT)
 
-    def healthy(self, bridges: int = 2, workers: int = 2) -> bool:
-        """As /healthz tells."""
+    def healthy(self, bridges: int = 2) -> bool:
+        """As /healthz tells: all are there."""
         try:
             found = self.served.health()
         except OSError:
             return False
-        return (found["bridges"], found["workers"]) == (bridges, workers)
+        return (found["bridges"], found["workers"]) == (bridges, 2 if self.other else 1)
 
     def ports(self, pid: int) -> set[int]:
         """On which it listens."""
@@ -81,10 +88,32 @@ class Fleet:
         connections, ports = psutil.Process(pid).net_connections("tcp"), self.ports(pid)
         return any(one.status == "ESTABLISHED" and one.laddr.port in ports for one in connections)
 
+    @contextlib.contextmanager
+    def draining_all_but(self, *pids: int) -> Iterator[None]:
+        """Of the workers that there are only these processes take new calls."""
+        async def draining(drain: bool) -> None:
+            async with open_redis(running_redis(self.served.data)) as redis:
+                for worker in await others(redis):
+                    await order(redis, worker.worker, drain=drain)
+                async with asyncio.timeout(10):
+                    while not all(worker.draining == drain for worker in await others(redis)):
+                        await asyncio.sleep(0.1)
+
+        async def others(redis: Redis) -> list[Heartbeat]:
+            return [worker for worker in (await health(redis)).workers
+                    if int(worker.url.rsplit(":", 1)[1]) not in ports]
+
+        ports = {port for pid in pids for port in self.ports(pid)}
+        asyncio.run(draining(True))
+        try:
+            yield
+        finally:
+            asyncio.run(draining(False))
+
     def overloaded(self) -> bool:
         """Some worker says that its steps take all the time there is."""
         async def asked() -> bool:
-            async with open_redis(running_redis(self.served.folder / "data")) as redis:
+            async with open_redis(running_redis(self.served.data)) as redis:
                 return any(one.full for one in (await health(redis)).workers)
 
         return asyncio.run(asked())
@@ -113,7 +142,7 @@ class Fleet:
 
     def _kept(self, read: Callable[[Store], Awaitable[Found]]) -> Found | None:
         async def found() -> Found:
-            store = Store(running_postgres(self.served.folder / "data"))
+            store = Store(running_postgres(self.served.data))
             try:
                 return await read(store)
             finally:
@@ -134,21 +163,75 @@ def fleet(*, other_url: str = "", other_port: int = 0, **settings: object) -> It
 
 
 @contextlib.contextmanager
-def worker_beside(served: Served, *, url: str = "", port: int = 0, count: int = 2) -> Iterator[int]:
-    """One worker more, so that there are `count`; its process."""
-    data = served.folder / "data"
-    environment = {**served.environment, "TANDEM_REDIS_URL": running_redis(data), "TANDEM_WORKER_PORT": str(port),
-                   "TANDEM_SECRET": (data / "secret").read_text(), **({"TANDEM_WORKER_URL": url} if url else {})}
-    with (served.folder / "other.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "tandem", "worker"], cwd=served.folder, env=environment,
-                                   stdout=log, stderr=subprocess.STDOUT)
+def worker_beside(served: Served, *program: str, url: str = "", port: int = 0, count: int = 2) -> Iterator[int]:
+    """One worker more, so that there are `count`; its process. `program`: Python's arguments, for another one than
+    Tandem's own."""
+    process = start_worker(served, *program, url=url, port=port)
     try:
         wait_for(lambda: served.health()["workers"] == count, 60)
         yield process.pid
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        process.kill()
         process.wait()
+
+
+def start_worker(served: Served, *program: str, url: str = "", port: int = 0) -> subprocess.Popen[bytes]:
+    """Beside a Tandem's own."""
+    environment = {**served.environment, "TANDEM_REDIS_URL": running_redis(served.data),
+                   "TANDEM_WORKER_PORT": str(port), "TANDEM_SECRET": (served.data / "secret").read_text(),
+                   **({"TANDEM_WORKER_URL": url} if url else {})}
+    with (served.folder / "workers.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, *(program or ("-m", "tandem", "worker"))], cwd=served.folder,
+                                env=environment, stdout=log, stderr=subprocess.STDOUT)
+
+
+@contextlib.contextmanager
+def talking(machines: Fleet, count: int = 1) -> Iterator[list[BarePhone]]:
+    """Phones that hear their own tone. They hang up at the end, and all that they had is free again."""
+    wait_for(machines.healthy, PATIENCE_S)
+    with contextlib.ExitStack() as calls:
+        phones = [calls.enter_context(calling(machines.served.uri("echo"))) for _ in range(count)]
+        for each in phones:
+            each.wait_for_sound(each.answered_at)
+        yield phones
+        assert not any(each.hung_up.is_set() for each in phones)
+    for each in phones:
+        assert ended(machines, each).end_reason == "caller_hung_up"
+    wait_for(machines.idle, PATIENCE_S)
+
+
+def ended(machines: Fleet, phone: BarePhone, within_s: float = KEPT_S) -> CallRow:
+    """What is kept of its call, which is over."""
+    return wait_for(lambda: machines.row(phone.reference), within_s)
+
+
+def a_new_call_is_answered(machines: Fleet, within_s: float = PATIENCE_S) -> BarePhone:
+    """By an agent that is heard."""
+    deadline = time.monotonic() + within_s
+    while True:
+        with contextlib.suppress(CallFailed, OSError), calling(machines.served.uri("echo")) as phone:
+            phone.wait_for_sound(phone.answered_at, 3.0)
+            return phone
+        assert time.monotonic() < deadline, "no call is answered"
+        time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def back_within(seconds: float = BACK_S) -> Iterator[None]:
+    """What is done within must be over in time: a fault's end until a call or an event is as it should be. Where others
+    use this machine's processors, of which a process that starts needs much, it may take as much longer."""
+    began = time.monotonic()
+    yield
+    took_s = time.monotonic() - began
+    assert took_s < seconds or took_s * processor_share() < seconds, f"back after {took_s:.1f} s"
+
+
+def processor_share() -> float:
+    """That this process gets of a processor just now."""
+    began, used = time.monotonic(), time.process_time()
+    while time.process_time() - used < 0.2:
+        pass
+    return (time.process_time() - used) / (time.monotonic() - began)
 
 
 def wait_for(condition: Callable[[], Found], within_s: float = 10.0) -> Found:

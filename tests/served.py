@@ -12,12 +12,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 from call_peers import free_port
+from small_disk import on_small_disks
 
 from tandem.embedded import running_postgres, running_redis
 
@@ -34,6 +35,7 @@ class Served:
     folder: Path
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
+    data: Path  # its data folder, as processes beside it reach it
 
     def uri(self, user: str) -> str:
         return f"sip:{user}@127.0.0.1:{self.sip_port}"
@@ -58,18 +60,24 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def serving(**settings: object) -> Iterator[Served]:
-    """Ends with Ctrl-C, after which nothing may be left running."""
+def serving(*, disks: Mapping[str, int] | None = None, **settings: object) -> Iterator[Served]:
+    """Ends with Ctrl-C, after which nothing may be left running. `disks`: folders of its data folder that lie on small
+    disks of their own, of so many MB; the test is skipped where there can't be such."""
     folder = Path(tempfile.mkdtemp(prefix="tandem-"))
     sip_port, web_port = free_port(), int(str(settings.get("web_port", free_port())))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")} | {
         "TANDEM_SIP_PORT": str(sip_port), "TANDEM_WEB_PORT": str(web_port), "TANDEM_WORKER_PORT": "0",
         "TANDEM_THREADS": "1", "TANDEM_MODEL": "random",
     } | {f"TANDEM_{name.upper()}": str(value) for name, value in settings.items()}
+    data = folder / "data"
+    before = on_small_disks({data / name: size_mb for name, size_mb in disks.items()}) if disks else []
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "tandem", "serve"], cwd=folder, env=environment,
+        process = subprocess.Popen([*before, sys.executable, "-m", "tandem", "serve"], cwd=folder, env=environment,
                                    stdout=log, stderr=subprocess.STDOUT)
-        running = Served(sip_port, web_port, folder, environment, process)
+        if disks:
+            data = Path(f"/proc/{process.pid}/root{data}")
+            environment = environment | {"TANDEM_DATA_DIR": str(data)}
+        running = Served(sip_port, web_port, folder, environment, process, data)
         try:
             _wait_until_ready(running)
             children = descendants(psutil.Process(process.pid))
@@ -90,7 +98,7 @@ def serving(**settings: object) -> Iterator[Served]:
 @contextlib.contextmanager
 def another(served: Served, role: str, **settings: object) -> Iterator[subprocess.Popen[bytes]]:
     """One more process of a role beside a Tandem's own, alive by its health; told to end at the end, if it hasn't."""
-    data = served.folder / "data"
+    data = served.data
     environment = served.environment | {
         "TANDEM_REDIS_URL": running_redis(data), "TANDEM_DATABASE_URL": running_postgres(data),
         "TANDEM_SECRET": (data / "secret").read_text(),

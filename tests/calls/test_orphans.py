@@ -14,7 +14,7 @@ from calls.events import CallAnswered
 from calls.live import EventWriter
 from calls.orphans import end_orphans
 from calls.reports import Reports
-from calls.routing import BridgeRegistry
+from calls.routing import BridgeRegistry, RoutingUnavailable
 from calls.settings import Settings
 from calls.store import Store
 
@@ -86,6 +86,28 @@ async def test_while_redis_knows_nobody_no_call_is_given_up(
         await asyncio.sleep(SILENT_S / 3)
         await registry.beat(RECEIVED.bridge, "sip", 1, 4)
         await asyncio.sleep(2 * SILENT_S)
+    row = await store.call("call")
+    assert row is not None
+    assert row.ended_at is None
+
+
+async def test_while_redis_takes_no_writes_nobody_has_fallen_silent(
+        redis: Redis, store: Store, ends: EventWriter) -> None:
+    """As when its disk is full: it answers, and has forgotten who is alive."""
+    registry = BridgeRegistry(redis, expiry_s=SILENT_S / 2)
+    await registry.beat(RECEIVED.bridge, "sip", 1, 4)
+    async with writing(redis) as writer:
+        writer.emit("call", 0, RECEIVED)
+        await until(lambda: writer.unsaved == 0, "the call is known")
+        await redis.config_set("maxmemory", 1)
+        try:
+            with pytest.raises(RoutingUnavailable):
+                await registry.beat(RECEIVED.bridge, "sip", 1, 4)
+            await asyncio.sleep(3 * SILENT_S)
+            assert ends.unsaved == 0
+        finally:
+            await redis.config_set("maxmemory", 0)
+        await registry.beat(RECEIVED.bridge, "sip", 1, 4)
     row = await store.call("call")
     assert row is not None
     assert row.ended_at is None

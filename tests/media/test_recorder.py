@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_disk import no_file_grows_past
 
 from media import recorder as recorder_module
 from media.audio import CHUNK, SILENT_CHUNK
@@ -48,6 +49,13 @@ def test_each_piece_lies_at_its_tick_and_gaps_are_silent(tmp_path: Path) -> None
     assert told(raw) == [0, -1, 2, 3, -1, 5, 6]
     assert raw.samples == 7 * CHUNK
     raw.close()
+
+
+@pytest.mark.parametrize("size", [0, HEADER_BYTES // 2])
+def test_where_there_is_no_room_for_its_header_nothing_is_left(tmp_path: Path, size: int) -> None:
+    with no_file_grows_past(size), pytest.raises(OSError, match="File too large|No space left"):
+        RawRecording.create(tmp_path / "call.raw", Header("call", 3))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_without_bound_is_left_out(tmp_path: Path) -> None:

@@ -145,3 +145,21 @@ async def test_recordings_of_processes_that_are_gone_are_kept_and_running_ones_a
     assert [each.call for each in events.sent] == ["left", "running"]
     complaints = [record.message for record in caplog.records if "broken.raw" in record.message]
     assert len(complaints) == 1, "it isn't told at each look"
+
+
+async def test_a_recording_that_cant_be_kept_now_is_tried_again_and_told_of_once(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    events, stop = FakeEvents(), asyncio.Event()
+    recorded(tmp_path, "left").close()
+    (tmp_path / "kept").write_text("in the way")
+    keeper = Keeper(Storage(str(tmp_path / "kept")), "flac", events)
+    sweeping = asyncio.create_task(keep_orphans(tmp_path, keeper, stop, sweep_s=0.01, try_again_s=0.02))
+    await asyncio.sleep(0.5)
+    assert not events.sent
+    (tmp_path / "kept").unlink()
+    async with asyncio.timeout(10):
+        while not events.sent:
+            await asyncio.sleep(0.01)
+    stop.set()
+    await sweeping
+    assert len(caplog.records) == 2, [record.message for record in caplog.records]

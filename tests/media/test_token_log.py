@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from call_fakes import LAYOUT, step
+from small_disk import no_file_grows_past
 
 from media.token_log import TokenLog, TokenLogError, read_token_log, token_log_path
 
@@ -24,6 +25,13 @@ def test_what_is_written_reads_back_step_by_step(tmp_path: Path) -> None:
     assert (header.first_k, header.steps) == (3, 7)
     assert list(steps) == [step(k) for k in range(3, 10)]
     assert [item.name for item in path.parent.iterdir()] == ["call-1.tokens"]
+
+
+def test_what_cant_be_written_leaves_nothing(tmp_path: Path) -> None:
+    path = token_log_path(tmp_path, "call-1")
+    with no_file_grows_past(100), pytest.raises(OSError, match="File too large"):
+        logged(3, 9, 9).write(path, "call-1", "random", "2026-01-02T03:04:05+00:00")
+    assert not list(path.parent.iterdir())
 
 
 def test_steps_that_the_caller_has_not_heard_are_not_in_it() -> None:
