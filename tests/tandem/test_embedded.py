@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tandem import embedded
+from tandem import embedded, server_process
 from tandem.embedded import EmbeddedError, embedded_postgres, embedded_redis, running_postgres
 from tandem.server_process import ServerProcess, running
 
@@ -261,6 +261,22 @@ def test_a_program_that_isnt_there_says_so(tmp_path: Path) -> None:
                                lock.fileno(), lambda: False)
         with pytest.raises(EmbeddedError, match="Nothing didn't start: .*No such file"), running(server):
             pass
+
+
+def test_a_server_that_dies_again_and_again_is_told_of_now_and_then(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(server_process, "RESTART_S", (0.001, 60.0))
+    starts = tmp_path / "starts"
+    says = f"echo start >> {starts}; echo 'it FATAL: no room'; echo ended; [ $(wc -l < {starts}) -gt 1 ] || sleep 2"
+    with (tmp_path / "lock").open("w") as lock:
+        server = ServerProcess("Nothing", ["sh", "-c", f"{says}; exit 1"], {}, tmp_path / "log",
+                               signal.SIGTERM, lock.fileno(), starts.exists)
+        with running(server):
+            until(lambda: starts.read_text().count("start") > 6, "it is started again")
+    told = [record.getMessage() for record in caplog.records if "ended with status" in record.getMessage()]
+    assert told[0] == "Nothing ended with status 1 and is started again; it said: it FATAL: no room"
+    assert told[1].startswith("Nothing ended with status 1, 2 times in a row, and is started again")
+    assert len(told) < 5
 
 
 def test_a_folder_that_cant_be_made_is_named(tmp_path: Path) -> None:
