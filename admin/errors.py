@@ -37,7 +37,7 @@ def answer_errors(app: FastAPI, sign_in: SignIn) -> None:
         if refused.status != 503:  # what is away would be looked for once more
             with contextlib.suppress(SignInFirst, StoreError):
                 visitor = await sign_in.visitor(request)
-        title = "Nothing is here" if refused.status == 404 else "This didn't work"
+        title = "Not found" if refused.status == 404 else "This didn't work"
         return page("error.html", refused.status, headers, visitor=visitor, title=title, said=str(refused),
                     login=login_to(request) if request.method == "GET" else "/login")
 
