@@ -130,6 +130,8 @@ class Settings(BaseSettings):
     edge_rtp_ports: str = Field("40000-49999", description="first and last port of its RTP, on both sides")
     edge_srtp: Literal["off", "optional", "required"] = Field("optional", description="what our users may or must "
                                                               "bring: encrypted RTP (SRTP)")
+    edge_codecs: str = Field("g722,opus,pcmu,pcma", description="what it takes from callers and offers to our users' "
+                             "phones, best first; Opus is transcoded")
     edge_guests: bool = Field(False, description="whether callers who are neither a trunk nor one of our users are "
                               "let through")
     edge_requests_per_s: int = Field(30, ge=1, le=10000, description="that one address may send, on average of two "

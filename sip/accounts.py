@@ -10,6 +10,7 @@ import pjsua2 as pj
 
 log = logging.getLogger(__name__)
 
+_SRTP = {"off": pj.PJMEDIA_SRTP_DISABLED, "optional": pj.PJMEDIA_SRTP_OPTIONAL, "required": pj.PJMEDIA_SRTP_MANDATORY}
 Incoming = Callable[[pj.Account, pj.OnIncomingCallParam], None]
 
 
@@ -38,8 +39,9 @@ class LocalAccount(pj.Account):  # type: ignore[misc]
             log.exception("an incoming call failed")
 
 
-def account_config(place: Place, user: str) -> pj.AccountConfig:
-    """An account on the endpoint's address that needs no registration; its RTP stays on the same address."""
+def account_config(place: Place, user: str, srtp: str = "off") -> pj.AccountConfig:
+    """An account on the endpoint's address that needs no registration; its RTP stays on the same address. What it sends
+    goes by the edge, where there is one, whose matter SRTP is then."""
     config = pj.AccountConfig()
     config.idUri = f"sip:{user}@{place.host}"
     transport = config.mediaConfig.transportConfig
@@ -49,4 +51,8 @@ def account_config(place: Place, user: str) -> pj.AccountConfig:
     # Not always the first ones: the callers of a process that died go on sending to its ports for a while, and the
     # library gives a new call's sound to whoever sends to its port.
     transport.randomizePort = bool(place.rtp_port)
+    if place.edge:
+        config.sipConfig.proxies.append(f"sip:{place.edge};lr")
+    config.mediaConfig.srtpUse = _SRTP["off" if place.edge else srtp]
+    config.mediaConfig.srtpSecureSignaling = 0  # what the way to the other side is like is its own setting
     return config

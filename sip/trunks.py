@@ -28,7 +28,6 @@ LONGEST_RETRY_S = 600.0  # for answers that come again: 401, 403, 404
 OK, TRYING = 200, 100
 _TIMER = {"off": pj.PJSUA_SIP_TIMER_INACTIVE, "optional": pj.PJSUA_SIP_TIMER_OPTIONAL,
           "required": pj.PJSUA_SIP_TIMER_REQUIRED}
-_SRTP = {"off": pj.PJMEDIA_SRTP_DISABLED, "optional": pj.PJMEDIA_SRTP_OPTIONAL, "required": pj.PJMEDIA_SRTP_MANDATORY}
 
 
 _NEVER_FREED: list[TrunkAccount] = []
@@ -140,7 +139,7 @@ class Trunks:
 
     def _config(self, trunk: Trunk) -> pj.AccountConfig:
         user = trunk.user or trunk.caller_id or "tandem"
-        config = account_config(self._place, user)
+        config = account_config(self._place, user, trunk.srtp)
         by = f";transport={trunk.transport}" if trunk.transport != "udp" else ""
         config.idUri = f"sip:{user}@{trunk.domain}"
         if trunk.register:
@@ -150,16 +149,12 @@ class Trunks:
         config.regConfig.retryIntervalSec = config.regConfig.firstRetryIntervalSec = 0
         if trunk.user and trunk.password:
             config.sipConfig.authCreds.append(pj.AuthCredInfo("digest", "*", trunk.user, 0, trunk.password))
-        if self._place.edge:
-            config.sipConfig.proxies.append(f"sip:{self._place.edge};lr")
         if trunk.proxy:
             config.sipConfig.proxies.append(f"sip:{trunk.proxy}{by};lr")
         config.callConfig.timerUse = _TIMER[trunk.session_timer]
         config.callConfig.timerSessExpiresSec = trunk.session_expires_s
-        if not self._place.edge:  # whose matter these are, else
+        if not self._place.edge:  # whose matter this is, else
             self._say_who_we_are(config, trunk, user, by)
-            config.mediaConfig.srtpUse = _SRTP[trunk.srtp]
-            config.mediaConfig.srtpSecureSignaling = 0  # what the way to the carrier is like is its own setting
         return config
 
     def _say_who_we_are(self, config: pj.AccountConfig, trunk: Trunk, user: str, by: str) -> None:

@@ -58,10 +58,12 @@ ACCOUNT = "<sip:ann@127.0.0.1>;regint=0;answermode=auto;audio_codecs=PCMU/8000/1
 
 async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyncio.Event | None = None,
                   account: str = ACCOUNT, more: str = "") -> tuple[Samples, Samples]:
-    """Phone `uri` with baresip over G.711; returns what it sent and what it received, both from the answer on.
+    """Phone `uri` with baresip over G.711, or as `account` says; returns what it sent and what it received, both from
+    the answer on.
 
     It plays `play` (which must last longer than the call) and hangs up after `seconds`. Whoever ends the call from the
     other side sets `over`, which baresip doesn't quit by itself. `account` and `more` are lines of its configuration.
+    What it says of itself is in the file `baresip.log` of `folder`.
     """
     _configure_baresip(folder, play, account=account, more=more)
     process = await asyncio.create_subprocess_exec(
@@ -71,9 +73,14 @@ async def baresip(uri: str, play: Path, folder: Path, seconds: float, over: asyn
     output, _ = await asyncio.wait_for(process.communicate(), seconds + 15)
     if ending is not None:
         ending.cancel()
+    (folder / "baresip.log").write_bytes(output)
     assert b"Call established" in output, output.decode()
-    sent, received = min(folder.glob("dump-*-enc.wav")), min(folder.glob("dump-*-dec.wav"))  # of its first call
-    return read_audio(sent), read_audio(received)
+    return dumped(folder)
+
+
+def dumped(folder: Path) -> tuple[Samples, Samples]:
+    """What a baresip sent and received in its first call."""
+    return read_audio(min(folder.glob("dump-*-enc.wav"))), read_audio(min(folder.glob("dump-*-dec.wav")))
 
 
 async def _quits_after(process: asyncio.subprocess.Process, over: asyncio.Event) -> None:
@@ -84,7 +91,8 @@ async def _quits_after(process: asyncio.subprocess.Process, over: asyncio.Event)
 def _configure_baresip(folder: Path, play: Path, port: int = 0, account: str = ACCOUNT, more: str = "") -> None:
     folder.mkdir(exist_ok=True)
     modules = next(Path("/usr/lib").glob("**/baresip/modules"))
-    subprocess.run(["sox", str(play), "-r", "8000", "-c", "1", "-b", "16", str(folder / "in.wav")], check=True)
+    rate, channels = ("48000", "2") if "opus" in account else ("8000", "1")  # it doesn't resample a file
+    subprocess.run(["sox", str(play), "-r", rate, "-c", channels, "-b", "16", str(folder / "in.wav")], check=True)
     (folder / "config").write_text(_BARESIP.format(modules=modules, folder=folder, port=port) + more)
     (folder / "accounts").write_text(account + "\n")
     (folder / "contacts").write_text("")
@@ -166,18 +174,18 @@ class Callee:
 async def answering_baresip(says: Path, folder: Path, port: int = 0, account: str = ACCOUNT, more: str = ""
                             ) -> AsyncIterator[Callee]:
     """baresip takes calls at once, and plays a file to each, which must last longer than the call. `account` and `more`
-    are lines of its configuration."""
+    are lines of its configuration. What it says of itself is in the file `baresip.log` of `folder`."""
     there = Callee(port or free_port(), "ann")
     _configure_baresip(folder, says, there.port, account, more)
-    process = await asyncio.create_subprocess_exec(
-        "baresip", "-f", str(folder), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT)
+    with (folder / "baresip.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            "baresip", "-f", str(folder), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         await _listens(there.port)
         yield there
     finally:
         process.terminate()
-        await process.communicate()
+        await process.wait()
 
 
 async def _listens(port: int) -> None:

@@ -42,6 +42,7 @@ loadmodule "auth.so"
 loadmodule "usrloc.so"
 loadmodule "registrar.so"
 loadmodule "tls.so"
+modparam("registrar", "max_expires", {grants_s})
 modparam("tls", "certificate", "{folder}/cert.pem")
 modparam("tls", "private_key", "{folder}/key.pem")
 modparam("tls", "tls_method", "TLSv1.2+")
@@ -104,6 +105,11 @@ class Certificate:
     key: Path
 
 
+def certificate_in(folder: Path) -> Certificate:
+    """Of a folder in which `certificate` has made one."""
+    return Certificate(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
+
+
 def certificate(folder: Path) -> Certificate:
     folder.mkdir(exist_ok=True)
     now = datetime.datetime.now(datetime.UTC)
@@ -124,7 +130,7 @@ def certificate(folder: Path) -> Certificate:
 
     authority, authority_key = signed(f"a test's authority {uuid4().hex[:8]}", None)  # one among several
     made, key = signed("127.0.0.1", (authority.subject, authority_key))
-    paths = Certificate(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
+    paths = certificate_in(folder)
     paths.authority.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
     paths.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     paths.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
@@ -153,12 +159,13 @@ class Carrier:
 
 
 @contextlib.contextmanager
-def carrier(folder: Path, port: int = 0) -> Iterator[Carrier]:
+def carrier(folder: Path, port: int = 0, grants_s: int = 3600) -> Iterator[Carrier]:
+    """`grants_s`: how long a registration holds at most."""
     made = certificate(folder)
     running = Carrier(port or free_port(), free_port(), free_port(), folder / "log", made.authority)
     config = folder / "carrier.cfg"
     config.write_text(_CONFIG.format(port=running.port, tls_port=running.tls_port, phone_port=running.phone_port,
-                                     folder=folder, realm=REALM, user=USER, password=PASSWORD))
+                                     folder=folder, realm=REALM, user=USER, password=PASSWORD, grants_s=grants_s))
     with running.log.open("wb") as log:
         process = subprocess.Popen(
             ["kamailio", "-f", str(config), "-DD", "-E", "-m", "16", "-M", "4", "-Y", str(folder)], stdout=log,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from call_peers import free_port
-from carrier import Certificate, certificate
+from carrier import Certificate, certificate, certificate_in
 from sip_bench import Bridge, running, wait_for
 
 from calls.connect import open_redis
@@ -63,31 +63,51 @@ class Edge:
 
 @contextlib.contextmanager
 def edge(redis_url: str, folder: Path, *, processes: int = 2, **settings: object) -> Iterator[Edge]:
-    """Ends with SIGTERM, after which neither program may be left."""
+    """With a pool of SIP processes behind it."""
+    given = {**_given(folder), "sip_processes": processes, "rtp_ports": 40, **settings}
+    with running(redis_url, folder / "bridge", **given) as bridge:
+        wait_for(lambda: bridge.logged("calls at a time", processes), 120)
+        with _before(bridge, redis_url, folder, given) as started:
+            yield started
+
+
+@contextlib.contextmanager
+def another(first: Edge, folder: Path, **settings: object) -> Iterator[Edge]:
+    """Another edge before the SIP processes of the first one, which are sent calls by both."""
+    given = {**_given(folder), "sip_processes": len(first.bridge.children()), **settings}
+    with _before(first.bridge, first.redis_url, folder, given) as started:
+        yield started
+
+
+def _given(folder: Path) -> dict[str, object]:
     folder.mkdir(exist_ok=True)
     made = certificate(folder / "certificate")
     port, tls_port, inner, control, rtp = (free_port() for _ in range(5))
     first = 20000 + rtp % 10000 // 100 * 100
-    given = {"edge_host": "127.0.0.1", "edge_port": port, "edge_tls_port": tls_port, "edge_inner": f"127.0.0.1:{inner}",
-             "edge_control_port": control, "edge_rtp_ports": f"{first + 20000}-{first + 20999}",
-             "edge_tls_cert": made.certificate, "edge_tls_key": made.key, "sip_tls_ca": made.authority,
-             "sip_processes": processes, "rtp_ports": 40, **settings}
-    with running(redis_url, folder / "bridge", **given) as bridge:
-        wait_for(lambda: bridge.logged("calls at a time", processes), 120)
-        environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in {
-            **given, "redis_url": redis_url, "secret": SECRET, "data_dir": folder, "sip_port": bridge.port}.items()}}
-        log = folder / "edge.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen([sys.executable, "-m", "tandem", "sip", "edge", "--run"], env=environment,
-                                       stdout=file, stderr=file)
-        started = Edge(port, tls_port, process, folder, log, bridge, redis_url, made)
-        try:
-            wait_for(lambda: "the edge takes calls" in log.read_text() or process.poll() is not None, 120)
-            assert process.poll() is None, log.read_text()
-            yield started
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0, log.read_text()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    return {"edge_host": "127.0.0.1", "edge_port": port, "edge_tls_port": tls_port, "edge_inner": f"127.0.0.1:{inner}",
+            "edge_control_port": control, "edge_rtp_ports": f"{first + 20000}-{first + 20999}",
+            "edge_tls_cert": made.certificate, "edge_tls_key": made.key, "sip_tls_ca": made.authority}
+
+
+@contextlib.contextmanager
+def _before(bridge: Bridge, redis_url: str, folder: Path, given: dict[str, object]) -> Iterator[Edge]:
+    """Ends with SIGTERM, after which neither program may be left."""
+    environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in {
+        **given, "redis_url": redis_url, "secret": SECRET, "data_dir": folder, "sip_port": bridge.port}.items()}}
+    log = folder / "edge.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([sys.executable, "-m", "tandem", "sip", "edge", "--run"], env=environment,
+                                   stdout=file, stderr=file)
+    made = certificate_in(folder / "certificate")
+    started = Edge(int(str(given["edge_port"])), int(str(given["edge_tls_port"])), process, folder, log, bridge,
+                   redis_url, made)
+    try:
+        wait_for(lambda: "the edge takes calls" in log.read_text() or process.poll() is not None, 120)
+        assert process.poll() is None, log.read_text()
+        yield started
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()

@@ -14,8 +14,9 @@ FAILURES = 20  # wrong passwords, and calls past UNACKNOWLEDGED, of one address 
 UNACKNOWLEDGED = 4  # answered calls of one address that it hasn't acknowledged, before it gets no more
 MALFORMED = 20  # messages of one address that aren't SIP, within ten minutes, before it is banned
 LONGEST = 4000  # octets of a message that the SIP library takes (PJSIP_MAX_PKT_LEN)
-ADDED = 600  # that Via, Record-Route and rtpengine's lines make of it, at most
+ADDED = 800  # that Via, Record-Route and rtpengine's lines make of it, at most
 TRUNKS_TIMES = 20  # as many requests may trunks send
+CODECS = {"g722": "G722", "opus": "opus", "pcmu": "PCMU", "pcma": "PCMA"}  # by their names in SDP
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Edge:
     calls_each: int
     rtp_ports: tuple[int, int]
     srtp: str
+    codecs: tuple[str, ...]  # on the outer side, best first, by their names in SDP
     guests: bool
     requests: int  # of one address in two seconds
     ban_s: int
@@ -87,7 +89,8 @@ def edge_of(settings: Settings) -> Edge:
         settings.edge_tls_cert and settings.edge_tls_cert.absolute(),
         settings.edge_tls_key and settings.edge_tls_key.absolute(), settings.sip_tls_ca, inner_host, inner_port,
         settings.edge_control_port, processes, settings.edge_calls, _ports(settings.edge_rtp_ports), settings.edge_srtp,
-        settings.edge_guests, 2 * settings.edge_requests_per_s, settings.edge_ban_s, settings.retry_after_s)
+        _codecs(settings.edge_codecs), settings.edge_guests, 2 * settings.edge_requests_per_s, settings.edge_ban_s,
+        settings.retry_after_s)
 
 
 def _address(name: str, value: str) -> str:
@@ -108,6 +111,14 @@ def _inner(value: str, name: str) -> tuple[str, int]:
     if not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise SettingsError(f"{PREFIX}{name.upper()}: '{value}' needs a port, such as 127.0.0.1:5070")
     return host, int(port)
+
+
+def _codecs(value: str) -> tuple[str, ...]:
+    names = [name.lower() for name in split(value)]
+    if not names or len(set(names)) < len(names) or not set(names) <= CODECS.keys():
+        raise SettingsError(f"{PREFIX}EDGE_CODECS: '{value}' must be some of {', '.join(CODECS)}, each once, best "
+                            "first")
+    return tuple(CODECS[name] for name in names)
 
 
 def _ports(value: str) -> tuple[int, int]:

@@ -14,14 +14,17 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from calls.telephony import Telephony, Trunk
-from sip.edge.plan import Edge
+from sip.edge.plan import CODECS, Edge
 
 STANDING = ("kamailio.cfg", "tls.cfg")
 RELOAD = ("htable.reload users", "htable.reload srtp", "dispatcher.reload", "permissions.addressReload")
 Resolve = Callable[[str], Iterable[str]]
 
-_RTP = "replace-origin replace-session-connection strict-source rtcp-mux-demux"
+# SRTP by ciphers that encrypt, and none that nobody uses.
+_CIPHERS = " ".join(f"SDES-no-{cipher}_HMAC_SHA1_{tag}" for cipher in ("NULL", "F8_128") for tag in (80, 32))
+_RTP = f"replace-origin replace-session-connection strict-source rtcp-mux-demux {_CIPHERS}"
 _PLAIN = "ICE=remove DTLS=off"
+_INNER = tuple(name for name in CODECS.values() if name != "opus")  # what SIP processes speak
 
 
 def modules() -> str:
@@ -52,7 +55,22 @@ def kamailio(edge: Edge, folder: Path) -> str:
                               keep_trailing_newline=True)
     return environment.from_string(template).render(
         edge=edge, folder=folder, modules=modules(), rtp=_RTP, inward=f"{_PLAIN} direction=out direction=in",
-        outward=f"{_PLAIN} direction=in direction=out")
+        outward=f"{_PLAIN} direction=in direction=out",
+        taken={codec: _taken(codec) for codec in edge.codecs}, offered=_offered(edge.codecs))
+
+
+def _taken(codec: str) -> str:
+    """What rtpengine makes of a caller's offer: this codec alone is answered. A SIP process is offered it first, and
+    what else it speaks, to be transcoded."""
+    others = [name for name in CODECS.values() if name != codec]
+    consumed = [] if codec in _INNER else [f"codec-consume-{codec}"]
+    return " ".join([*(f"codec-strip-{name}" for name in others), *consumed,
+                     *(f"codec-transcode-{name}" for name in _INNER if name != codec)])
+
+
+def _offered(codecs: Iterable[str]) -> str:
+    """What rtpengine makes of a SIP process's offer: these codecs, in this order."""
+    return " ".join([*(f"codec-mask-{name}" for name in _INNER), *(f"codec-transcode-{name}" for name in codecs)])
 
 
 def rtpengine(edge: Edge) -> list[str]:

@@ -48,7 +48,8 @@ def test_the_public_address_is_told_where_the_own_one_is_another() -> None:
     assert {"--port-min=30000", "--port-max=30999", "--table=-1", "--config-file=none"} <= set(command)
 
 
-@pytest.mark.parametrize("settings", [{}, {"edge_guests": True, "edge_domain": "sip.example.org", "edge_srtp": "off"}])
+@pytest.mark.parametrize("settings", [{}, {"edge_guests": True, "edge_domain": "sip.example.org", "edge_srtp": "off",
+                                           "edge_codecs": "pcma"}])
 def test_kamailio_takes_what_is_rendered(settings: dict[str, Any], tmp_path: Path) -> None:
     edge = edge_of(Settings(edge_host="127.0.0.1", edge_port=5099, **settings))
     write_files(files(edge, telephony_of({}), tmp_path, lambda host: [host]), tmp_path)
@@ -67,6 +68,9 @@ def test_kamailio_takes_what_is_rendered(settings: dict[str, Any], tmp_path: Pat
     ({"edge_tls_cert": "/none", "edge_tls_key": "/none"}, "TANDEM_EDGE_TLS_CERT: there is no file /none"),
     ({"edge_rtp_ports": "5-4"}, "TANDEM_EDGE_RTP_PORTS"),
     ({"edge_domain": "a b"}, "TANDEM_EDGE_DOMAIN"),
+    ({"edge_codecs": "g722,speex"}, "TANDEM_EDGE_CODECS: 'g722,speex' must be some of g722, opus, pcmu, pcma"),
+    ({"edge_codecs": "opus,opus"}, "TANDEM_EDGE_CODECS"),
+    ({"edge_codecs": ""}, "TANDEM_EDGE_CODECS"),
 ])
 def test_settings_that_will_not_do_are_told_in_one_line(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
