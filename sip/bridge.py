@@ -33,7 +33,7 @@ from sip.endpoint import Endpoint, EndpointSettings
 from sip.leg import Leg
 from sip.outbound import OutboundCall
 from sip.trunks import Trunks
-from sip.wellformed import malformed
+from sip.wellformed import encryption, malformed
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +135,14 @@ class Bridge(CallBridge):
         source = source_of(message, str(prm.rdata.srcAddress), self._place.edge)
         caller = address_of(str(leg.getInfo().remoteUri))
         telephony = self._telephony
+        trunk = telephony.trunk_from(source)
         refusal: Refusal | None = ShuttingDown("this SIP process is ending") if self._closing else (
             malformed(message) or screening.screened(
-                telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC)))
+                telephony, caller=user_of(caller), host=host_of(caller), source=source, at=datetime.now(UTC))
+            or (None if self._place.edge else encryption(message, trunk)))
         if refusal is None:
             leg.ring()
-        self._loop.call_soon_threadsafe(self._take, leg, message, caller, telephony.trunk_from(source), refusal)
+        self._loop.call_soon_threadsafe(self._take, leg, message, caller, trunk, refusal)
 
     def _rejected(self, prm: pj.OnRejectedIncomingCallParam) -> None:
         """The library has turned a call away on its own, having no room for it."""
@@ -182,8 +184,16 @@ class Bridge(CallBridge):
         self._in_background(self._counting.leave(call.session.call))
 
     async def _take_over(self, telephony: Telephony) -> None:
-        """Another version of the telephony document."""
-        await self.endpoint.command(lambda: self.endpoint.set_codecs(tuple(CODECS[one] for one in telephony.codecs)))
+        """Another version of the telephony document. Calls of all trunks come by one account: it takes SRTP where one
+        of them does, and who else brings it is refused one by one (sip.wellformed)."""
+        encrypted = any(trunk.srtp != "off" for trunk in telephony.trunks if trunk.enabled)
+        config = account_config(self._place, DEFAULT_AGENT, "optional" if encrypted else "off")
+
+        def take_over() -> None:
+            self.endpoint.set_codecs(tuple(CODECS[one] for one in telephony.codecs))
+            self._account.modify(config)
+
+        await self.endpoint.command(take_over)
 
     # calls that we make
 

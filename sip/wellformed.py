@@ -1,4 +1,4 @@
-"""What an INVITE may not be, and the SIP library lets pass (pure). RFC 4475 has an example of each."""
+"""What an INVITE may not be, and the SIP library lets pass (pure). RFC 4475 has an example of each but the last."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 
 from calls.events import EndReason
 from calls.screening import NotTaken
+from calls.telephony import Trunk
 
-BAD_REQUEST, NOT_ACCEPTABLE = 400, 406
+BAD_REQUEST, NOT_ACCEPTABLE, NOT_ACCEPTABLE_HERE = 400, 406, 488
 MOST_HEADERS = 128
 MOST_SDP_LINES = 256
 _ONCE = {"to": "To", "t": "To", "from": "From", "f": "From", "call-id": "Call-ID", "i": "Call-ID", "cseq": "CSeq",
@@ -37,6 +38,18 @@ def malformed(invite: str) -> NotTaken | None:
     ranges = {one.partition(";")[0].strip().lower() for value in accepted for one in value.split(",")}
     if accepted and not ranges.intersection(_SDP_RANGES):
         return NotTaken(NOT_ACCEPTABLE, EndReason.REJECTED, "it takes no session description in the answer (Accept)")
+    return None
+
+
+def encryption(invite: str, trunk: Trunk | None) -> NotTaken | None:
+    """Why an INVITE won't do that brings SRTP, or none, against what is set for its trunk; None stands for callers
+    of no trunk."""
+    brings = re.search(r"^m=audio \d+ RTP/SAVP", invite, re.MULTILINE) is not None
+    name, srtp = (f"trunk {trunk.name}", trunk.srtp) if trunk else ("a caller of no trunk", "off")
+    if srtp == "required" and not brings:
+        return NotTaken(NOT_ACCEPTABLE_HERE, EndReason.REJECTED, f"SRTP is required of {name}, the call brings none")
+    if srtp == "off" and brings:
+        return NotTaken(NOT_ACCEPTABLE_HERE, EndReason.REJECTED, f"SRTP is off for {name}, and the call brings it")
     return None
 
 

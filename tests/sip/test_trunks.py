@@ -117,6 +117,20 @@ def test_a_trunk_signs_in_and_calls_by_it_reach_the_agent(
     assert PASSWORD not in request
 
 
+def test_a_registration_is_renewed_before_what_the_carrier_grants_is_over(
+    bridge: Bridge, published: Published, tmp_path: Path,
+) -> None:
+    with carrier(tmp_path / "carrier", grants_s=3) as brief:
+        published(trunks=[trunk(brief)])
+        next_s = published.until("carrier", "registered").next_s
+        assert next_s is not None
+        assert next_s <= 2.4
+        wait_for(lambda: len({re.findall(r"CSeq: (\d+)", message)[0] for message in brief.heard(
+            "REGISTER ", "Authorization: Digest")}) >= 2)
+        assert published.until("carrier", "registered").sip_status == 200
+        published()
+
+
 def test_a_call_by_a_trunk_answers_its_challenge_and_says_who_calls_by_what_codecs(
     around: Surroundings, bridge: Bridge, at: Carrier, published: Published, tmp_path: Path,
 ) -> None:
