@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     rtp_ports: int = Field(400, ge=8, le=40000, description="RTP ports of each SIP process")
     sip_tls_ca: str = Field("/etc/ssl/certs/ca-certificates.crt", description="file with the certificates by which "
                             "those of trunks that are reached by TLS must be signed")
+    sip_t1_ms: int = Field(500, ge=10, le=5000, description="T1 of RFC 3261, in ms: the first pause before a request "
+                           "is sent again; what isn't answered or acknowledged is given up after 64 of them")
     sip_recycle_calls: int = Field(2000, ge=1, description="calls after which a SIP process is replaced")
     retry_after_s: int = Field(10, ge=1, le=3600, description="Retry-After of a call that is turned away")
 

@@ -48,7 +48,8 @@ class Bridge(CallBridge):
 
     def __init__(self, settings: Settings, redis: Redis, secret: bytes) -> None:
         super().__init__(settings, redis, secret)
-        self.endpoint = Endpoint(EndpointSettings(settings.sip_host, settings.sip_port, tls_ca=settings.sip_tls_ca))
+        self.endpoint = Endpoint(EndpointSettings(settings.sip_host, settings.sip_port, tls_ca=settings.sip_tls_ca,
+                                                  t1_ms=settings.sip_t1_ms))
         self._account: LocalAccount
         self._place = Place(settings.sip_host, settings.rtp_port, settings.rtp_ports,
                             settings.edge_inner if settings.edge_host else "")

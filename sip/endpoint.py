@@ -45,6 +45,7 @@ class EndpointSettings:
     codecs: tuple[str, ...] = CODECS
     tcp: bool = True
     tls_ca: str = "/etc/ssl/certs/ca-certificates.crt"  # by whom the trunks' certificates are signed
+    t1_ms: int = 500  # of RFC 3261, 17.1.1.1; what isn't answered or acknowledged is given up after 64 of them
 
 
 class _Log(pj.LogWriter):  # type: ignore[misc]
@@ -149,6 +150,7 @@ class Endpoint:
         library.rejected = rejected
         library.libCreate()
         library.libInit(self._config())
+        _library_function("pjsip_tsx_set_timers")(self.settings.t1_ms, 0, 0, 64 * self.settings.t1_ms)
         self.capacity = calls_of_build()
         try:
             self._unhandled = Unhandled(ctypes.CDLL(pj._pjsua2.__file__))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
+import pytest
 from fuzzing import GROWTH_MB, MESSAGES, SEED, grew_mb, memory_mb, messages, send
-from sip_bench import Bridge, Surroundings, wait_for
+from sip_bench import Bridge, Surroundings, running, wait_for
 
 from sip.phone import PhoneError, phone
 
 ATTACKER = "127.0.0.27"
-CALLS_END_S = 90.0  # that nobody acknowledged: an answer is given up after 32 s, and its BYE after as many
+T1_MS = 50  # a tenth of what is usual: an answer that isn't acknowledged is given up after 3.2 s, its BYE as late
+CALLS_END_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def bridge(around: Surroundings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
+    with running(around.redis_url, tmp_path_factory.mktemp("bridge"), lease_s=15.0, sip_t1_ms=T1_MS) as started:
+        yield started
 
 
 def test_the_same_seed_makes_the_same_messages_and_few_are_alike() -> None:
