@@ -1,7 +1,8 @@
 """Words as a worker finishes them -> utterances with the times at which they were heard (pure).
 
 A worker's word carries the steps in which its tokens were taken. The agent's are heard `largest_delay` frames
-later, where the playout put those frames; the caller's were said at their own k. An utterance ends after 1 s
+later, where the playout put those frames; the caller's were said at their own k. A word begins somewhere in its
+first frame, and ends where the next one may begin: it is told in the frame's middle. An utterance ends after 1 s
 without a word; it is known by the first k of its first word and given out again as it grows.
 """
 
@@ -19,6 +20,7 @@ from media.audio import FRAME_S, SAMPLE_RATE
 from media.playout import Heard
 
 PAUSE_S = 1.0  # without a word, after which an utterance is over
+WITHIN_FRAME_S = FRAME_S / 2  # where a word begins and ends, on average
 LONGEST_WORD_S = 4.0  # a word whose pieces run longer isn't waited for
 WORDS_WAITING = 64  # finished by the worker, not yet heard
 WORDS_IN_UTTERANCE = 200  # then the next word begins a new one: about a minute of speech without a pause
@@ -41,12 +43,12 @@ class HeardTimes:
         return self._frames[-1] if self._frames else -1
 
     def span(self, first_k: int, last_k: int) -> tuple[float, float] | None:
-        """From when to when the frames that were heard of first_k … last_k sounded; None if none was."""
+        """From when to when a word sounded whose frames were first_k … last_k; None if none of them was heard."""
         begin = bisect_left(self._frames, first_k)
         end = bisect_left(self._frames, last_k + 1)
         if begin == end:
             return None
-        return self._times[begin], self._times[end - 1] + FRAME_S
+        return self._times[begin] + WITHIN_FRAME_S, self._times[end - 1] + FRAME_S + WITHIN_FRAME_S
 
 
 @dataclass
@@ -109,7 +111,7 @@ class Utterances:
         if lane is self._agent:
             self._waiting.append(text)
             return []
-        start_s, end_s = text.first_k * FRAME_S, (text.last_k + 1) * FRAME_S
+        start_s, end_s = (k * FRAME_S + WITHIN_FRAME_S for k in (text.first_k, text.last_k + 1))
         return lane.add(Word(text.word, text.first_k, text.last_k, start_s, end_s))
 
     def advance(self, heard: Iterable[Heard], now_s: float) -> list[UtteranceSpoken]:

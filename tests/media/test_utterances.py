@@ -39,8 +39,8 @@ def test_a_word_is_heard_where_the_playout_put_its_frames_after_the_models_delay
     call.take(word("hello", 5, 7))
     call.until(12)
     [said] = call.spoken
-    assert said.words[0].start_s == pytest.approx((5 + 2) * FRAME_S + LATE_S)
-    assert said.words[0].end_s == pytest.approx((7 + 2 + 1) * FRAME_S + LATE_S)
+    assert said.words[0].start_s == pytest.approx((5 + 2.5) * FRAME_S + LATE_S)
+    assert said.words[0].end_s == pytest.approx((7 + 2 + 1.5) * FRAME_S + LATE_S)
     assert (said.first_k, said.last_k, said.final) == (5, 7, False)
 
 
@@ -103,7 +103,7 @@ def test_at_the_end_a_word_that_was_heard_in_part_counts_and_one_that_was_not_do
     call.until(7)
     [said] = call.utterances.finish()
     assert (said.text, said.final) == ("half", True)
-    assert said.words[0].end_s == pytest.approx(8 * FRAME_S + LATE_S)
+    assert said.words[0].end_s == pytest.approx(8.5 * FRAME_S + LATE_S)
 
 
 def test_the_callers_words_are_timed_by_their_own_frames() -> None:
@@ -111,7 +111,7 @@ def test_the_callers_words_are_timed_by_their_own_frames() -> None:
     call.take(wire.Text(9, "caller", word="hi", first_k=5, last_k=7))
     call.until(40)
     assert [(said.speaker, said.final) for said in call.spoken] == [(Speaker.CALLER, False), (Speaker.CALLER, True)]
-    assert call.spoken[-1].words[0].start_s == pytest.approx(5 * FRAME_S)
+    assert call.spoken[-1].words[0].start_s == pytest.approx(5.5 * FRAME_S)
 
 
 def test_speech_without_a_pause_is_cut_into_bounded_utterances() -> None:
