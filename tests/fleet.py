@@ -55,7 +55,7 @@ class Fleet:
         """Returns the process that is no more."""
         pid = self.pid(role)
         os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+        wait_for(lambda: _gone(pid))
         return pid
 
     @contextlib.contextmanager
@@ -241,6 +241,14 @@ def wait_for(condition: Callable[[], Found], within_s: float = 10.0) -> Found:
         assert time.monotonic() < deadline, "it didn't come to that"
         time.sleep(0.05)
     return found
+
+
+def _gone(pid: int) -> bool:
+    """Or what is left of it is only its exit status."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is(process: psutil.Process, marks: tuple[str, ...]) -> bool:

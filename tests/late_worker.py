@@ -1,5 +1,5 @@
 """`tandem worker` whose echo becomes slow: for each call of a step it waits the seconds that the file named says, once
-there is one."""
+there is one. Run it by `python -P`: beside it lies `tests/agent`, which is no `agent`."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_a_worker_that_becomes_late_gets_no_new_calls_and_then_loses_one_to_anot
     wait_for(machines.healthy, PATIENCE_S)
     late = tmp_path / "late"
     others = machines.workers
-    with (worker_beside(machines.served, str(TESTS / "late_worker.py"), str(late), count=3) as worker,
+    with (worker_beside(machines.served, "-P", str(TESTS / "late_worker.py"), str(late), count=3) as worker,
           contextlib.ExitStack() as calls):
         with machines.draining_all_but(worker):
             phones = [calls.enter_context(calling(machines.served.uri("echo"))) for _ in range(2)]

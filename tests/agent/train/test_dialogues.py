@@ -10,6 +10,7 @@ from agent.train import dialogues
 from agent.train.dialogues import (
     EVALUATION_SHARES,
     NOTHING_HAPPENS,
+    REPLY_S,
     Shares,
     callers_script,
     evaluation_script,
@@ -143,12 +144,12 @@ def test_every_intent_is_asked_in_training_and_in_evaluation() -> None:
         assert asked - {None} == set(load().intents)
 
 
-def test_an_answer_comes_a_quarter_to_half_a_second_after_the_caller_unless_it_is_arbitrary() -> None:
+def test_an_answer_comes_half_a_second_after_the_caller_unless_it_is_arbitrary() -> None:
     for script in SCRIPTS:
         held_until = {span.until for span in script.held}
         for index, (before, line) in enumerate(pairwise(script.lines)):
             if line.speaker == "agent" and before.speaker == "caller" and line.decided and index not in held_until:
-                assert 0.33 <= line.after_s <= 0.58
+                assert REPLY_S[0] <= line.after_s <= REPLY_S[1]
 
 
 def test_nobody_answers_an_unfinished_sentence_or_a_backchannel() -> None:
@@ -201,7 +202,7 @@ def test_a_held_question_is_answered_after_the_hold() -> None:
             following = script.lines[span.until + 1] if span.until + 1 < len(script.lines) else None
             if following and following.speaker == "agent":
                 assert script.lines[span.line].intent == following.intent
-                assert 0.28 <= spans[span.until + 1][0] - end_s <= 0.59
+                assert REPLY_S[0] - 0.05 <= spans[span.until + 1][0] - end_s <= REPLY_S[1] + 0.02
             for line, (line_begin_s, _) in zip(script.lines, spans, strict=True):
                 if line.speaker == "agent":
                     assert not begin_s + 0.11 < line_begin_s < end_s, f"{line.text!r} begins in a hold"
