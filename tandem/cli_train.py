@@ -39,7 +39,7 @@ def train_nano(
     folder: Annotated[Path, typer.Argument(help="where all of it goes; what is there already is kept, gone on with")],
     of: Annotated[Path | None, typer.Option(help="a small model to go on from, as models/nano: its codec stays, the "
                                             "language models go on learning")] = None,
-    new_ears: Annotated[bool, typer.Option(help="with --of: callers are heard by ears that are learnt anew")] = False,
+    new_ears: Annotated[bool, typer.Option(help="with --of: new ears, which go on from its own")] = False,
     stages: Annotated[str, typer.Option(
         help="some of data, codec, sounds, ears, tokens, hearing, lm, stt, with commas; default: all"
     )] = "",
@@ -94,7 +94,8 @@ def train_sounds(
 @train.command("ears")
 def train_ears(
     folder: Annotated[Path, typer.Argument(help="where the ears go; a training that is there goes on")],
-    of: Annotated[Path, typer.Option(help="folder of a Mimi whose convolutions hear, by `train sounds` for instance")],
+    of: Annotated[Path, typer.Option(help="folder of a Mimi whose convolutions hear, as of `train sounds`; from "
+                                     "ears of this shape all is taken")],
     calls: _Calls,
     held_out: _HeldOut,
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: that of nano's ears")] = None,
