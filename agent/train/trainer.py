@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -44,6 +44,7 @@ class Plan:
     warmup: int = 100
     final: float = 0.04
     clip: float = 1.0  # of the gradient's norm
+    muon: bool = False  # the transformers' matrices by Muon (Jordan et al., 2024), at AdamW's rate
     seed: int = 0
     processes: int = 1
     device: str = "cpu"
@@ -156,17 +157,18 @@ def _run(rank: int, make: MakeTask, spec: Any, plan: Plan, folder: Path, tell: C
     torch.manual_seed(plan.seed)
     team = Team(rank, plan.processes, device)
     task = make(team, spec)
-    optimizer = _optimizer(task.module, plan)
+    optimizer = _Optimizer(task.module, plan)
     first = _resume(task, optimizer, plan, folder)
     if first and rank == 0:
         tell(f"goes on from step {first} of {plan.steps}")
     log = _Log(folder / PROGRESS, tell, first)
     for step in range(first, plan.steps):
         generator = torch.Generator(device="cpu").manual_seed(_mixed(plan.seed, step, rank))
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step)
+        for part in optimizer.parts:
+            for group in part.param_groups:
+                group["lr"] = plan.rate(step)
         loss, figures = task.loss(step, generator)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         norm = _average(task.module, team, plan.clip)
         if math.isfinite(norm):
@@ -184,12 +186,36 @@ def _run(rank: int, make: MakeTask, spec: Any, plan: Plan, folder: Path, tell: C
                 task.export(folder)
 
 
-def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.AdamW:
-    weights = [p for p in module.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [{"params": [p for p in weights if p.squeeze().dim() > 1], "weight_decay": plan.weight_decay},
-         {"params": [p for p in weights if p.squeeze().dim() <= 1], "weight_decay": 0.0}],
-        lr=plan.learning_rate, betas=plan.betas, fused=True)
+class _Optimizer:
+    """AdamW, and Muon for the matrices that are within a transformer's layers where the plan wants it: what moves them
+    is made orthogonal, so that directions with small gradients are learnt as fast as those with large ones."""
+
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        inner = [p for name, p in named if plan.muon and "transformer.layers." in name and p.dim() == 2]
+        others = [p for _, p in named if not any(p is one for one in inner)]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(
+            [{"params": [p for p in others if p.squeeze().dim() > 1], "weight_decay": plan.weight_decay},
+             {"params": [p for p in others if p.squeeze().dim() <= 1], "weight_decay": 0.0}],
+            lr=plan.learning_rate, betas=plan.betas, fused=True)]
+        if inner:
+            self.parts.append(torch.optim.Muon(
+                inner, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"))
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -210,14 +236,14 @@ def _mixed(seed: int, step: int, rank: int) -> int:
     return ((seed + 1) * 1_000_003 + step) * 64 + rank
 
 
-def _save(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, step: int, folder: Path) -> None:
+def _save(task: Task, optimizer: _Optimizer, plan: Plan, step: int, folder: Path) -> None:
     part = folder / f"{STATE}.part"
     torch.save({"step": step, "steps": plan.steps, "seed": plan.seed, "module": task.module.state_dict(),
                 "optimizer": optimizer.state_dict()}, part)
     os.replace(part, folder / STATE)
 
 
-def _resume(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, folder: Path) -> int:
+def _resume(task: Task, optimizer: _Optimizer, plan: Plan, folder: Path) -> int:
     """The step to go on from: 0 where the folder has no state. Raises TrainingError for another training's."""
     path = folder / STATE
     if not path.exists():

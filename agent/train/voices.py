@@ -52,8 +52,8 @@ class Manner:
     def __post_init__(self) -> None:
         if not 0.5 <= self.rate <= 2:
             raise ValueError(f"a manner's rate is 0.5 to 2, not {self.rate}")
-        if not -8 <= self.semitones <= 8:
-            raise ValueError(f"a manner's semitones are -8 to 8, not {self.semitones}")
+        if not -12 <= self.semitones <= 12:
+            raise ValueError(f"a manner's semitones are -12 to 12, not {self.semitones}")
         if not 0 <= self.melody <= 2:
             raise ValueError(f"a manner's melody is 0 to 2, not {self.melody}")
         if not 0.8 <= self.formants <= 1.25:
@@ -91,10 +91,12 @@ _OTHERS: dict[Split, tuple[Voice, ...]] = {
     "held_out_voices": (Voice("flite", "slt"),),
     "held_out_family": (Voice("festival", "ked_diphone"), Voice("festival", "cmu_us_slt_arctic_hts")),
 }
-# Training's voices are few; moved formants make many more people of them. What is held out is heard as it is.
-_FORMANTS = (0.92, 1.09)
+# Training's voices are few; moved formants make many more people of them. What is held out is heard as it is. Those who
+# were recorded are men: a woman's formants are a sixth above a man's, and her pitch half an octave or more.
+_FORMANTS: dict[bool, tuple[float, float]] = {False: (0.92, 1.09), True: (0.9, 1.24)}  # by whether a voice is recorded
+_PITCH_BY_FORMANTS = 25.0  # semitones of a recorded voice's pitch by an octave of its formants
 # How many of a split's callers have an espeak-ng voice: in training most, for the sake of variety.
-_ESPEAK_SHARE: dict[Split, float] = {"training": 0.75, "held_out_voices": 0.8, "held_out_family": 0.0}
+_ESPEAK_SHARE: dict[Split, float] = {"training": 0.6, "held_out_voices": 0.8, "held_out_family": 0.0}
 
 CALLERS: dict[Split, tuple[Voice, ...]] = {
     split: tuple(
@@ -118,5 +120,9 @@ def draw_caller(split: Split, generator: np.random.Generator) -> Talker:
         melody=float(generator.uniform(0.7, 1.4)),
     )
     if split == "training":
-        manner = replace(manner, formants=math.exp(generator.uniform(math.log(_FORMANTS[0]), math.log(_FORMANTS[1]))))
+        recorded = voice.family != "espeak"
+        lowest, highest = _FORMANTS[recorded]
+        octaves = float(generator.uniform(math.log2(lowest), math.log2(highest)))
+        moved = _PITCH_BY_FORMANTS * octaves if recorded else 0.0
+        manner = replace(manner, formants=2**octaves, semitones=manner.semitones + moved)
     return Talker(voice, manner)

@@ -41,6 +41,37 @@ def make(team: Team, dies_at: int | None) -> Task:
     return Fit(team, dies_at)
 
 
+class FitWithin:
+    """A matrix within a transformer's layer and one outside, from gradients of a single direction."""
+
+    def __init__(self, team: Team, dies_at: int | None) -> None:
+        del team
+        self.dies_at = dies_at
+        within, outside = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+        self.module: nn.Module = nn.ModuleDict({
+            "transformer": nn.ModuleDict({"layers": nn.ModuleList([within])}), "head": outside})
+        self.weights = within.weight, outside.weight
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.copy_(torch.eye(8))
+
+    def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
+        if step == self.dies_at:
+            raise SystemExit(3)
+        wanted = torch.randn(8, 8, generator=generator) * torch.logspace(0, -2, 8)[:, None]
+        return torch.stack([(weight * wanted).sum() for weight in self.weights]).sum(), {}
+
+    def evaluate(self) -> Mapping[str, float]:
+        return {}
+
+    def export(self, folder: Path) -> None:
+        torch.save([weight.detach().clone() for weight in self.weights], folder / "weights")
+
+
+def make_within(team: Team, dies_at: int | None) -> Task:
+    return FitWithin(team, dies_at)
+
+
 def progress(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / PROGRESS).read_text().splitlines()]
 
@@ -77,6 +108,24 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path) 
     whole, cut = progress(tmp_path / "whole"), progress(tmp_path / "cut")
     assert [(line["step"], line.get("loss"), line.get("error")) for line in whole] == [
         (line["step"], line.get("loss"), line.get("error")) for line in cut]
+
+
+def test_muon_moves_a_layers_matrices_alike_in_all_directions_and_no_others(tmp_path: Path) -> None:
+    plan = Plan(steps=1, learning_rate=0.1, warmup=1, weight_decay=0, muon=True)
+    train(make_within, None, plan, tmp_path, silent)
+    within, outside = (torch.linalg.svdvals(weight - torch.eye(8)) for weight in torch.load(tmp_path / "weights"))
+    assert within[5] > 0.6 * within[0]  # of 8, the largest first, though gradients differ a hundredfold
+    assert outside[5] < 0.4 * outside[0]  # AdamW: every entry by as much, whatever its sign
+
+
+def test_muon_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    plan = Plan(steps=20, learning_rate=0.05, warmup=1, save_every=10, muon=True)
+    train(make_within, None, plan, tmp_path / "whole", silent)
+    with pytest.raises(SystemExit):
+        train(make_within, 14, plan, tmp_path / "cut", silent)
+    train(make_within, None, plan, tmp_path / "cut", silent)
+    whole, cut = (torch.load(tmp_path / name / "weights") for name in ("whole", "cut"))
+    assert all(torch.equal(one, other) for one, other in zip(whole, cut, strict=True))
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
