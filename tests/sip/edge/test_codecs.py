@@ -96,6 +96,8 @@ async def test_a_users_phone_that_speaks_opus_alone_is_called_held_and_resumed(
     for offer in offers:
         names = [attribute.split()[1] for attribute in offer if attribute.startswith("rtpmap:")]
         assert names[:4] == ["G722/8000", "opus/48000/2", "PCMU/8000", "PCMA/8000"], "in the setting's order"
+    callers = found(f"sip.Method == INVITE && udp.srcport == {before.port}", "sip.from.host", "sip.from.port")
+    assert {tuple(caller) for caller in callers} == {("127.0.0.1", str(before.port))}, "an address to call back"
     answers = found(f"sip.Status-Code == 200 && sdp && udp.dstport == {before.port}", "sdp.media_attr")
     assert len(answers) == 3
     assert all("opus/48000/2" in attributes for [attributes] in answers)
