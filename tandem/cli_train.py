@@ -99,7 +99,7 @@ def train_ears(
     calls: _Calls,
     held_out: _HeldOut,
     config: Annotated[Path | None, typer.Option(help="a mimi_config.json; default: that of nano's ears")] = None,
-    steps: _Steps = 4700,
+    steps: _Steps = 8000,
     batch: Annotated[int, typer.Option(min=1, max=4096, help="stretches of 5 s in a step")] = 32,
     seed: _Seed = 0,
     device: _Device = "cpu",

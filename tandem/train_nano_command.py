@@ -15,7 +15,18 @@ from agent.train.curves import draw_curves
 from agent.train.dataset import DatasetError
 from agent.train.domain.reader import DomainError
 from agent.train.ears import EarsSpec
-from agent.train.nano import EARS, LM, MIMI, STAGES, NanoRecipe, ears_plan, going_on, train_ears, train_nano
+from agent.train.nano import (
+    EARS,
+    LM,
+    MIMI,
+    STAGES,
+    NanoRecipe,
+    ears_plan,
+    going_on,
+    sounds_plan,
+    train_ears,
+    train_nano,
+)
 from agent.train.speech import SpeechError
 from agent.train.tokens import encode_calls
 from agent.train.trainer import Plan, TrainingError, processes_for, train
@@ -60,7 +71,7 @@ def hearing_sounds(folder: Path, calls: list[Path], held_out: Path, config: Path
     """Train a Mimi's convolutions to hear in `folder`, or go on there."""
     spec = sounds.SoundsSpec(_config(config, MIMI), tuple(_there(listed) for listed in calls), _there(held_out),
                              batch=batch)
-    plan = ears_plan(steps, seed=seed, device=device, processes=processes or processes_for(device))
+    plan = sounds_plan(steps, seed=seed, device=device, processes=processes or processes_for(device))
     with _told():
         train(sounds.make_task, spec, plan, folder)
     print(folder)

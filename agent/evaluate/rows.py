@@ -43,7 +43,7 @@ SHORTEST_QUIET_S = 0.4  # and must be quiet for so long then
 SPEAK_FRAMES = 5  # within which forced speech begins
 
 # A caller's line without noise and loss, more or less loud: what is measured is the voice, the words and the band.
-QUIET_LINE = Shares(noise=0, babble=0, echo=0, reverb=0, loss=0, gain_db=(-8.0, -2.0, 2.0))
+QUIET_LINE = Shares(noise=0, babble=0, echo=0, reverb=0, loss=0, coloured=0, gain_db=(-8.0, -2.0, 2.0))
 
 SpeakText = Callable[[str, Talker], Speech]
 

@@ -1,6 +1,7 @@
-"""What lies between a caller's mouth and the agent's ear: the room, other people, the agent's own echo, the line.
+"""What lies between a caller's mouth and the agent's ear: the microphone, the room, other people, the agent's own echo,
+the line.
 
-    speech -> room -> + noise, + babble, + echo of the agent -> gain -> clean | wide band | phone -> heard
+    speech -> colour -> room -> + noise, + babble, + echo of the agent -> gain -> clean | wide band | phone -> heard
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ Band = Literal["clean", "wide_band", "phone"]
 Color = Literal["white", "pink", "hum"]
 
 _WIDE_RATE = 16_000  # Hz: G.722's
+COLOUR_HZ = (100, 200, 400, 800, 1600, 3200, 6400)  # at which a colour has its gains
 _NOISE_BLOCK = 2**20  # samples, a bit over 40 s: longer noise repeats
 
 
@@ -53,8 +55,11 @@ class Condition:
     echo: Echo | None = None
     reverb: Reverb | None = None
     phone: PhoneLine | None = None
+    colour_db: tuple[float, ...] | None = None  # of the speech, at COLOUR_HZ
 
     def __post_init__(self) -> None:
+        if self.colour_db is not None and len(self.colour_db) != len(COLOUR_HZ):
+            raise ValueError(f"a condition's colour has {len(COLOUR_HZ)} gains, not {len(self.colour_db)}")
         if self.band not in get_args(Band):
             raise ValueError(f"a condition's band is one of {', '.join(get_args(Band))}, not {self.band!r}")
         if (self.phone is not None) != (self.band == "phone"):
@@ -73,6 +78,7 @@ class Shares:
     babble: float = 0.05
     echo: float = 0.25
     reverb: float = 0.12
+    coloured: float = 0.7  # microphones differ, and so do people more than a few synthesisers do
 
     gain_db: tuple[float, float, float] = (-16.0, -1.0, 8.0)  # least, most often, most
     quiet_db: tuple[float, float] = (-60.0, -28.0)  # of noise
@@ -82,6 +88,7 @@ class Shares:
     echo_delay_s: tuple[float, float] = (0.1, 0.5)
     reverb_db: tuple[float, float] = (-26.0, -10.0)
     reverb_decay_s: tuple[float, float] = (0.1, 0.4)
+    colour_db: tuple[float, float] = (5.0, 12.0)  # a standard deviation, and the most
     lost_packets: tuple[float, float] = (0.005, 0.03)
     lost_in_a_row: tuple[float, float] = (1.0, 2.5)
 
@@ -119,7 +126,11 @@ def draw_condition(
             loss=within(shares.lost_packets) if lossy else 0.0,
             burst=within(shares.lost_in_a_row) if lossy else 1.0,
         )
-    return Condition(chosen, gain_db, noise, babble_db, echo, reverb, phone)
+    colour = None
+    if shares.coloured and happens(shares.coloured):  # drawn last, or others would change with it
+        spread, most = shares.colour_db
+        colour = tuple(generator.normal(0.0, spread, len(COLOUR_HZ)).clip(-most, most).round(2).tolist())
+    return Condition(chosen, gain_db, noise, babble_db, echo, reverb, phone, colour)
 
 
 def heard(
@@ -132,7 +143,9 @@ def heard(
     ValueError if the condition has babble and there are none.
     """
     assert speech.shape == agent.shape
-    sound = speech if condition.reverb is None else in_room(speech, condition.reverb, generator)
+    sound = speech if condition.colour_db is None else coloured(speech, condition.colour_db)
+    if condition.reverb is not None:
+        sound = in_room(sound, condition.reverb, generator)
     if condition.noise is not None:
         sound = sound + gain(noise(speech.size, condition.noise.color, generator), LEVEL_DB + condition.noise.level_db)
     if condition.babble_db is not None:
@@ -149,6 +162,18 @@ def heard(
         sound = resample(resample(sound, SAMPLE_RATE, _WIDE_RATE), _WIDE_RATE, SAMPLE_RATE)[:speech.size]
     result: Samples = sound.clip(-1, 1).astype(np.float32)
     return result
+
+
+def coloured(speech: Samples, gains_db: Sequence[float]) -> Samples:
+    """[n] as loud as before, with these gains at COLOUR_HZ, straight between them over the logarithm of frequency; not
+    shifted in time."""
+    loudness = float(np.sqrt(np.mean(speech * speech))) if speech.size else 0.0
+    if not loudness:
+        return speech
+    spectrum = np.fft.rfft(speech, 2 ** math.ceil(math.log2(2 * speech.size)))
+    hz = np.linspace(0, SAMPLE_RATE / 2, spectrum.size).clip(COLOUR_HZ[0])
+    spectrum *= 10 ** (np.interp(np.log(hz), np.log(COLOUR_HZ), gains_db) / 20)
+    return _normalised(np.fft.irfft(spectrum)[:speech.size]) * np.float32(loudness)
 
 
 def noise(length: int, color: Color, generator: np.random.Generator) -> Samples:

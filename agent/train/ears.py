@@ -48,7 +48,7 @@ class EarsSpec:
     held_out: Path
     batch: int = 32
     frames: int = 64  # of a stretch
-    unquantised_steps: int = 2500
+    unquantised_steps: int = 4200
     commitment: float = 1.0
     dropout: float = 0.1  # of what the convolutions' channels say
     gaps: float = 0.06  # of the positions that nothing is heard in, in runs of a few

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ class NanoRecipe:
     seed: int = 7
     codec_steps: int = 5500
     sounds_steps: int = 5000
-    ears_steps: int = 4700
+    ears_steps: int = 8000
     stt_steps: int = 12000
     hearing_steps: int = 8000
     lm_steps: int = 3000
@@ -151,10 +151,16 @@ def going_on(of: Path, *, new_ears: bool = False) -> NanoRecipe:
                       stt_steps=stt_steps, stt_rate=1e-3)
 
 
-def ears_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
-    """A training of ears (ears.py), or of what hears sounds for them (sounds.py)."""
+def sounds_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
+    """A training of what hears sounds (sounds.py) for ears."""
     return Plan(steps, learning_rate=1.2e-3, betas=(0.9, 0.98), weight_decay=1e-2, warmup=200, final=0.02, clip=2.0,
                 seed=seed, processes=processes, device=device)
+
+
+def ears_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
+    """A training of ears (ears.py)."""
+    plan = sounds_plan(steps, seed=seed, processes=processes, device=device)
+    return replace(plan, learning_rate=1.5e-3, muon=True)
 
 
 def train_ears(folder: Path, config: Mapping[str, Any], of: Path, calls: Sequence[Path], held_out: Path, plan: Plan,
@@ -239,7 +245,8 @@ class _Work:
             return
         spec = sounds.SoundsSpec(self.recipe.mimi, tuple(map(self._calls, self._alone())), self._calls(HELD_OUT),
                                  **self.recipe.sounds_spec)
-        plan = ears_plan(self.recipe.sounds_steps, seed=self.recipe.seed, processes=self.processes, device=self.device)
+        plan = sounds_plan(self.recipe.sounds_steps, seed=self.recipe.seed, processes=self.processes,
+                           device=self.device)
         train(sounds.make_task, spec, plan, self.folder / "sounds", self.tell)
 
     def _ears(self) -> None:

@@ -22,7 +22,7 @@ from agent.train.voices import AGENT, Split, Talker, draw_caller
 from agent.train.workers import end_with_parent
 
 LIST = "calls.jsonl"
-_VERSION = 3  # of how calls are made: with another one, calls made before are not taken for the same
+_VERSION = 4  # of how calls are made: with another one, calls made before are not taken for the same
 _AT_ONCE = 8  # calls that a process makes with one synthesiser
 
 _agents: dict[str, Speech] = {}  # what the agent says in this process: often the same

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from agent.train.acoustics import (
+    COLOUR_HZ,
     Condition,
     Echo,
     Noise,
     Reverb,
     Shares,
     babble,
+    coloured,
     draw_condition,
     heard,
     in_room,
@@ -50,7 +53,7 @@ def test_a_clean_line_changes_nothing() -> None:
 @pytest.mark.parametrize("condition", [
     Condition(gain_db=-6), Condition("wide_band"), Condition("phone", phone=PhoneLine("a", loss=0.1)),
     Condition(noise=Noise("white", -20)), Condition(babble_db=-20), Condition(echo=Echo(0.1, 0.2)),
-    Condition(reverb=Reverb(-15, 0.2)),
+    Condition(reverb=Reverb(-15, 0.2)), Condition(colour_db=(6.0, 0, 0, -6.0, 0, 3.0, -9.0)),
 ], ids=lambda condition: repr(condition)[9:40])
 def test_every_condition_is_heard_stays_in_range_and_repeats_by_seed(condition: Condition) -> None:
     agent, others = speechlike(1), [speechlike(2), speechlike(3)]
@@ -60,6 +63,32 @@ def test_every_condition_is_heard_stays_in_range_and_repeats_by_seed(condition: 
     assert first.dtype == np.float32
     assert np.abs(first).max() <= 1
     assert not np.allclose(first, speechlike(), atol=1e-4)
+
+
+def test_a_colour_moves_bands_by_its_gains_and_speech_neither_in_time_nor_in_loudness() -> None:
+    gains = (0.0, 0.0, 12.0, 0.0, -6.0, 0.0, 0.0)
+    changed = coloured(speechlike(), gains)
+    moved = [band_db(changed, hz / 1.03, hz * 1.03) - band_db(speechlike(), hz / 1.03, hz * 1.03) for hz in COLOUR_HZ]
+    assert [gain - moved[0] for gain in moved] == pytest.approx(gains, abs=0.7)
+    assert level_db(changed) == pytest.approx(level_db(speechlike()), abs=0.01)
+    click = np.zeros(4800, np.float32)
+    click[2400] = 0.5
+    assert int(np.argmax(np.abs(coloured(click, gains)))) == 2400
+    assert np.array_equal(coloured(SILENCE, gains), SILENCE)
+
+
+def test_a_colour_without_all_its_gains_is_refused() -> None:
+    with pytest.raises(ValueError, match="a condition's colour has 7 gains, not 2"):
+        Condition(colour_db=(1.0, 2.0))
+
+
+def test_without_colours_the_same_conditions_are_drawn_as_with_them() -> None:
+    seeds = range(40)
+    drawn = {share: [draw_condition(generator(seed), shares=Shares(coloured=share)) for seed in seeds]
+             for share in (0.0, 0.7)}
+    assert all(condition.colour_db is None for condition in drawn[0.0])
+    assert 15 < sum(condition.colour_db is not None for condition in drawn[0.7]) < 40
+    assert drawn[0.0] == [replace(condition, colour_db=None) for condition in drawn[0.7]]
 
 
 @pytest.mark.parametrize("color", ["white", "pink", "hum"])
