@@ -26,6 +26,9 @@ test-peers: $(VENV)/.peers
 		festvox-us-slt-hts
 
 $(VENV)/.peers: tests/requirements.txt $(VENV)/.installed
+	@command -v cc >/dev/null || deploy/debian-packages.sh gcc libc6-dev
+	@$(BIN)/python -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null || \
+		deploy/debian-packages.sh python3-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
 	@touch $@
 

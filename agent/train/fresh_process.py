@@ -17,12 +17,12 @@ import sys
 import traceback
 from contextlib import suppress
 
-from agent.train import espeak, flite
+from agent.train import espeak, flite, pico
 from agent.train.sounded import Sounded, SpeechError
 from agent.train.voices import Manner
 
 LONGEST_S = 20  # of synthesis; a fork that takes longer is stuck and ends
-_LIBRARIES = {"espeak": espeak.sound, "flite": flite.sound}
+_LIBRARIES = {"espeak": espeak.sound, "flite": flite.sound, "pico": pico.sound}
 
 
 def reply(sounded: Sounded | None, error: str = "") -> bytes:

@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from agent.moshi.config import FIRST_MIMI
 from agent.train import fresh_process
+from agent.train.alignment import Aligner
 from agent.train.festival import Festival
 from agent.train.sounded import Phone, Sounded, SpeechError
-from agent.train.voices import Manner, Talker
+from agent.train.voices import Manner, Talker, Voice
 from media.telephone import from_line, resample
 
 Samples = npt.NDArray[np.float32]
@@ -33,6 +34,7 @@ _SILENT = 0.01  # of the peak: what is below it, before and after the speech, is
 _KEPT_BEFORE_S, _KEPT_AFTER_S = 0.01, 0.06
 _TRUSTED_S = 0.03  # how exact a synthesiser's times are taken to be
 _FADE_S = 0.005
+_PRONOUNCES = Talker(Voice("flite", "kal16"))  # words alone, for a family that doesn't tell how
 _RATE_STEP = 600  # Hz: a rate that has much in common with ours is resampled sooner
 
 
@@ -56,6 +58,7 @@ class Synthesiser:
     def __init__(self) -> None:
         self._forking: subprocess.Popen[bytes] | None = None
         self._festival: Festival | None = None
+        self._aligner: Aligner | None = None
 
     def __enter__(self) -> Synthesiser:
         return self
@@ -91,7 +94,15 @@ class Synthesiser:
                 self._festival.close()
                 self._festival = None
                 raise
-        return self._ask(text, talker)
+        sounded = self._ask(text, talker)
+        if talker.voice.family != "pico":
+            return sounded
+        if self._aligner is None:
+            self._aligner = Aligner.load(self._pronounced)
+        return self._aligner(text, sounded)
+
+    def _pronounced(self, word: str) -> list[str]:
+        return [symbol for symbol, _, _ in self._ask(word, _PRONOUNCES).phones]
 
     def _ask(self, text: str, talker: Talker) -> Sounded:
         if self._forking is None:

@@ -1,10 +1,10 @@
 """Who speaks: the agent's one voice, the callers' voices, and which of them training never hears.
 
-Three families of synthesis from Debian: espeak-ng (formants: accents x variants), flite (statistical and diphone
-voices of one speaker each), festival (the same techniques, other speakers). What is held out is held out by speaker,
-so flite's and festival's recordings of one person never stand on both sides:
+Four families of synthesis: from Debian espeak-ng (formants: accents x variants), flite (statistical and diphone voices
+of one speaker each) and festival (the same techniques, other speakers), and pico (statistical). What is held out is
+held out by speaker, so flite's and festival's recordings of one person never stand on both sides:
 
-    training          espeak-ng: 7 accents x 32 variants; flite: awb, rms, kal
+    training          espeak-ng: 7 accents x 32 variants; flite: awb, rms, kal; pico: its American, its Briton
     held_out_voices   espeak-ng: the same accents x 5 other variants; flite: slt
     held_out_family   festival: ked (diphones), slt (statistical)
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     import numpy as np
 
-Family = Literal["espeak", "flite", "festival"]
+Family = Literal["espeak", "flite", "festival", "pico"]
 Split = Literal["training", "held_out_voices", "held_out_family"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -87,13 +87,14 @@ _VARIANTS: dict[Split, tuple[str, ...]] = {
     "held_out_family": (),
 }
 _OTHERS: dict[Split, tuple[Voice, ...]] = {
-    "training": (Voice("flite", "awb"), Voice("flite", "rms"), Voice("flite", "kal16")),
+    "training": (Voice("flite", "awb"), Voice("flite", "rms"), Voice("flite", "kal16"), Voice("pico", "en-US"),
+                 Voice("pico", "en-GB")),
     "held_out_voices": (Voice("flite", "slt"),),
     "held_out_family": (Voice("festival", "ked_diphone"), Voice("festival", "cmu_us_slt_arctic_hts")),
 }
-# Training's voices are few; moved formants make many more people of them. What is held out is heard as it is. Those who
-# were recorded are men: a woman's formants are a sixth above a man's, and her pitch half an octave or more.
-_FORMANTS: dict[bool, tuple[float, float]] = {False: (0.92, 1.09), True: (0.9, 1.24)}  # by whether a voice is recorded
+# Training's voices are few; moved formants make many more people of them. What is held out is heard as it is. flite's
+# are men, pico's women: a woman's formants are a sixth above a man's, and her pitch half an octave or more.
+_FORMANTS: dict[Family, tuple[float, float]] = {"espeak": (0.92, 1.09), "flite": (0.9, 1.24), "pico": (0.82, 1.1)}
 _PITCH_BY_FORMANTS = 25.0  # semitones of a recorded voice's pitch by an octave of its formants
 # How many of a split's callers have an espeak-ng voice: in training most, for the sake of variety.
 _ESPEAK_SHARE: dict[Split, float] = {"training": 0.6, "held_out_voices": 0.8, "held_out_family": 0.0}
@@ -120,9 +121,8 @@ def draw_caller(split: Split, generator: np.random.Generator) -> Talker:
         melody=float(generator.uniform(0.7, 1.4)),
     )
     if split == "training":
-        recorded = voice.family != "espeak"
-        lowest, highest = _FORMANTS[recorded]
+        lowest, highest = _FORMANTS[voice.family]
         octaves = float(generator.uniform(math.log2(lowest), math.log2(highest)))
-        moved = _PITCH_BY_FORMANTS * octaves if recorded else 0.0
+        moved = _PITCH_BY_FORMANTS * octaves if voice.family != "espeak" else 0.0
         manner = replace(manner, formants=2**octaves, semitones=manner.semitones + moved)
     return Talker(voice, manner)

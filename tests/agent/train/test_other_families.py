@@ -1,4 +1,4 @@
-"""flite and festival themselves: Debian's libflite1; festival, festvox-kdlpc16k, festvox-us-slt-hts."""
+"""flite, festival and pico: Debian's libflite1; festival, festvox-kdlpc16k, festvox-us-slt-hts; the package ttspico."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def test_a_voice_repeats_itself_exactly_and_changes_its_rate(synthesiser: Synthe
 
 @pytest.mark.parametrize(("voice", "complaint"), [
     (Voice("flite", "nobody"), "this flite has no voice 'nobody'"),
+    (Voice("pico", "nobody"), "this pico has no voice 'nobody'"),
     (Voice("festival", "nobody"), "festival can't speak 'hello': SIOD ERROR: unbound variable : voice_nobody"),
 ])
 def test_a_missing_voice_is_named(synthesiser: Synthesiser, voice: Voice, complaint: str) -> None:

@@ -24,7 +24,8 @@ def test_training_never_hears_a_held_out_speaker_not_even_in_another_synthesis(h
 def test_the_held_out_family_is_held_out_everywhere() -> None:
     families = {split: {voice.family for voice in CALLERS[split]} for split in SPLITS}
     assert families["held_out_family"] == {"festival"}
-    assert families["held_out_voices"] == families["training"] == {"espeak", "flite"}
+    assert families["held_out_voices"] == {"espeak", "flite"}
+    assert families["training"] == {"espeak", "flite", "pico"}
 
 
 def test_no_caller_has_the_agents_voice() -> None:
@@ -61,7 +62,7 @@ def test_trainings_recorded_men_are_heard_as_women_too() -> None:
     generator = np.random.default_rng(3)
     drawn = [draw_caller("training", generator) for _ in range(600)]
     manners = [talker.manner for talker in drawn if talker.voice.family == "flite"]
-    assert len(manners) > 150
+    assert len(manners) > 100
     women = [manner for manner in manners if manner.formants > 1.14]
     assert len(women) > 0.2 * len(manners)
     assert min(manner.semitones for manner in women) > 0
