@@ -1,7 +1,7 @@
 """When which word and phone of a text is said in a sound of it, for synthesisers that don't tell (pocketsphinx).
 
-Words are found by the recogniser's acoustic model, which knows the text; so are the phones within, in all but some 6 %
-of sentences, where it comes to no end and a word's phones share its time instead.
+Words are found by the recogniser's acoustic model, which knows the text; so are the phones within. Where it comes to no
+end (phones in some 6 % of sentences, words in a few that are very short), they share the time of what they are in.
 """
 
 from __future__ import annotations
@@ -43,19 +43,23 @@ class Aligner:
 
     def __call__(self, text: str, sounded: Sounded) -> Sounded:
         """The same sound, with the times of its words and phones. The same for the same arguments. Raises SpeechError
-        where the text isn't heard in it."""
+        where there are no words."""
         assert sounded.rate == RATE
         places = [(place, said) for place, word in enumerate(text.split()) for said in _spoken(word)]
+        if not places:
+            raise SpeechError(f"{text!r} has no words")
         for _, said in places:
             if self._decoder.lookup_word(said) is None:
                 self._decoder.add_word(said, " ".join(map(_cmu, self._pronunciation(said))), True)
         self._decoder.set_align_text(" ".join(said for _, said in places))
         self._hear(sounded.pcm)
-        found = [(str(part.word), part.start_frame, part.end_frame + 1)
+        found = [(str(part.word), float(part.start_frame), part.end_frame + 1.0)
                  for part in self._decoder.seg() or () if not part.word.startswith(("<", "["))]
-        if [name.partition("(")[0] for name, _, _ in found] != [said for _, said in places]:
-            raise SpeechError(f"{text!r} can't be heard in its sound")
-        within = self._phones_within(sounded.pcm, len(found))
+        within = None
+        if [name.partition("(")[0] for name, _, _ in found] == [said for _, said in places]:
+            within = self._phones_within(sounded.pcm, len(found))
+        else:
+            found = self._sharing([said for _, said in places], len(sounded.pcm) / 2 / RATE / _FRAME_S)
         words: list[tuple[int, float, float]] = []
         phones: list[Phone] = []
         for number, ((place, said), (name, begin, end)) in enumerate(zip(places, found, strict=True)):
@@ -85,6 +89,12 @@ class Aligner:
                   for word in self._decoder.get_alignment() if not word.name.startswith(("<", "["))]
         return within if len(within) == words else None
 
+    def _sharing(self, words: Sequence[str], frames: float) -> list[tuple[str, float, float]]:
+        """Words that share so many frames by how many phones they have."""
+        counts = [len(self._decoder.lookup_word(word).split()) for word in words]
+        bounds = [frames * sum(counts[:before]) / sum(counts) for before in range(len(words) + 1)]
+        return list(zip(words, bounds, bounds[1:], strict=False))
+
     def _pronunciation(self, word: str) -> tuple[str, ...]:
         if word not in self._pronounced:
             self._pronounced[word] = tuple(self._pronounce(word))
@@ -111,7 +121,7 @@ def _cmu(symbol: str) -> str:
     return "AH" if symbol == "ax" else symbol.upper()
 
 
-def _shared(names: Sequence[str], begin: int, end: int) -> list[tuple[str, float, float]]:
+def _shared(names: Sequence[str], begin: float, end: float) -> list[tuple[str, float, float]]:
     shares = [_VOWELS_SHARE if name.lower() in _VOWELS else 1.0 for name in names]
     a_share = (end - begin) / sum(shares)
     bounds = [begin + a_share * sum(shares[:count]) for count in range(len(names) + 1)]

@@ -84,6 +84,20 @@ def test_where_phones_come_to_no_end_they_share_their_words_time(
     assert end == pytest.approx(begin)
 
 
-def test_a_text_that_is_not_heard_is_refused(aligner: Aligner) -> None:
-    with pytest.raises(SpeechError, match="'is there parking' can't be heard in its sound"):
-        aligner("is there parking", Sounded(RATE, bytes(2 * RATE // 50), (), ()))
+def test_words_that_are_not_found_share_the_sound(aligner: Aligner) -> None:
+    found = aligner("is there", Sounded(RATE, bytes(2 * RATE // 50), (), ()))
+    assert found.words == ((0, 0.0, pytest.approx(0.008)), (1, pytest.approx(0.008), pytest.approx(0.02)))
+    assert [symbol for symbol, _, _ in found.phones] == ["ih", "z", "dh", "eh", "r"]
+
+
+def test_pico_says_the_shortest_of_what_callers_say(synthesiser: Synthesiser) -> None:
+    for text in ("you know", "uh", "okay", "no"):
+        for voice in ("en-US", "en-GB"):
+            speech = synthesiser.speak(text, Talker(Voice("pico", voice)))
+            assert [word for word, _, _ in speech.words] == text.split()
+            assert speech.words[-1][2] <= speech.duration_s + 1e-3
+
+
+def test_a_text_without_words_is_refused(aligner: Aligner) -> None:
+    with pytest.raises(SpeechError, match=r"'\.\.\.' has no words"):
+        aligner("...", Sounded(RATE, bytes(2 * RATE // 50), (), ()))
