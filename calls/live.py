@@ -41,6 +41,7 @@ SENT_AT_ONCE = 128
 READ_AT_ONCE = 32  # of each partition
 ASKED_AT_ONCE = 1000  # series in one question for watermarks
 POLL_S = (0.02, 0.25)  # shortest and longest pause of a reader that finds nothing
+READ_EVERY_S = 0.1  # at most: many calls' events come together, and each look costs a script on every partition
 RETRY_S = (0.1, 5.0)  # first and longest pause after Redis failed
 CONSUMER_IDLE_S = 3600.0
 GROUP = "persist"
@@ -349,14 +350,18 @@ class EventReader:
         self._saved = script(redis, "events_saved")
         self._leave = script(redis, "events_leave")
         self._claimed_at = 0.0
+        self._found_at = -READ_EVERY_S
 
     async def read(self, wait_s: float) -> list[Entry]:
         """The next entries of all partitions, in order within each; none after `wait_s`. What another
         persister took and didn't acknowledge within `claim_idle_s` comes too."""
         deadline = time.monotonic() + wait_s
+        await asyncio.sleep(min(wait_s, max(0.0, self._found_at + READ_EVERY_S - time.monotonic())))
         pause = Pause(*POLL_S)
         while True:
             entries = await self._read_all()
+            if entries:
+                self._found_at = time.monotonic()
             left_s = deadline - time.monotonic()
             if entries or left_s <= 0:
                 return entries

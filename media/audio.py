@@ -6,6 +6,7 @@ gives frames of 80 ms. Arrays are float32 in [-1, 1).
 
 from __future__ import annotations
 
+import math
 import wave
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def to_pcm16(samples: npt.NDArray[np.floating]) -> bytes:
 def rms(pcm: bytes) -> float:
     """Root mean square of s16le samples, 1.0 being full scale; 0 for none."""
     samples = np.frombuffer(pcm, "<i2").astype(np.float64)
-    return float(np.sqrt(np.mean(samples * samples)) / _FULL_SCALE) if samples.size else 0.0
+    return math.sqrt(samples @ samples / samples.size) / _FULL_SCALE if samples.size else 0.0
 
 
 def chunks(pcm: bytes) -> list[bytes]:

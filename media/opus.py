@@ -6,9 +6,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 import av
-import numpy as np
 
-from media.audio import CHUNK, SAMPLE_RATE, Samples, from_pcm16
+from media.audio import BYTES_PER_SAMPLE, CHUNK, SAMPLE_RATE, Samples, from_pcm16
 from media.resample import Halver
 
 BIT_RATE = 32_000
@@ -32,7 +31,8 @@ class Encoder:
 
     def encode(self, chunk: bytes) -> bytes:
         """`chunk` as s16le[CHUNK]; empty where the codec gives nothing yet."""
-        frame = av.AudioFrame.from_ndarray(np.frombuffer(chunk, "<i2")[None], format="s16", layout="mono")
+        frame = av.AudioFrame(format="s16", layout="mono", samples=CHUNK)
+        frame.planes[0].update(chunk)
         frame.sample_rate = SAMPLE_RATE
         frame.pts = self._at
         self._at += CHUNK
@@ -58,4 +58,5 @@ class Decoder:
             return None
         if not frames:
             return None
-        return self._halver(from_pcm16(b"".join(frame.to_ndarray().tobytes() for frame in frames)))
+        pcm = b"".join(bytes(frame.planes[0])[:frame.samples * BYTES_PER_SAMPLE] for frame in frames)
+        return self._halver(from_pcm16(pcm))

@@ -100,8 +100,10 @@ def measure_return(played: Samples, recorded: Samples) -> tuple[float | None, fl
     """How late what was played is found in what was recorded, in ms, and their correlation at that delay (-1 to 1).
 
     Both begin at the same moment. A line's delay may change while it is used, so both are measured piece by
-    piece and weighed by the energy that was played. None for both when one of them is silent.
+    piece and weighed by the energy that was played. What would have been played after the recording's end isn't
+    looked for. None for both when one of them is silent.
     """
+    played = played[:len(recorded)]
     if _rms(played) < QUIET_RMS or _rms(recorded) < QUIET_RMS:
         return None, None
     found = [(energy, delay, correlation) for begin in range(0, len(played), PIECE)

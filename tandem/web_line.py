@@ -58,15 +58,18 @@ class _Heard:
 
     first_at: float = 0.0
     first_timestamp: int = 0
-    pieces: dict[int, bytes] = field(default_factory=dict)
+    payloads: list[tuple[int, bytes]] = field(default_factory=list)  # each with its place, in 20 ms
     sequences: set[int] = field(default_factory=set)
 
     def pcm(self, since: float) -> bytes:
-        """From the moment `since` on; silence where nothing came."""
-        if not self.pieces:
+        """From the moment `since` on; silence where nothing came. Decoded only now: a call is to cost little."""
+        decoder = Decoder()
+        pieces = {place: to_pcm16(np.asarray(decoded, np.float32)) for place, payload in self.payloads
+                  if (decoded := decoder.decode(payload)) is not None}
+        if not pieces:
             return b""
         before = max(0, round((self.first_at - since) * SAMPLE_RATE)) * 2
-        return bytes(before) + b"".join(self.pieces.get(at, SILENT_CHUNK) for at in range(max(self.pieces) + 1))
+        return bytes(before) + b"".join(pieces.get(at, SILENT_CHUNK) for at in range(max(pieces) + 1))
 
     @property
     def lost(self) -> int:
@@ -95,7 +98,7 @@ class _Microphone(MediaStreamTrack):
 
 async def call(order: WebOrder, played: list[bytes]) -> tuple[dict[str, Any], bytes]:
     """Say these chunks of 20 ms; the call's report and what was heard. Raises NoCall."""
-    microphone, heard, decoder = _Microphone(played), _Heard(), Decoder()
+    microphone, heard = _Microphone(played), _Heard()
     host = urlsplit(order.url).hostname or ""
     if host in ("127.0.0.1", "localhost"):
         aioice.ice.get_host_addresses = lambda use_ipv4, use_ipv6: ["127.0.0.1"]  # which it leaves out by itself
@@ -106,10 +109,7 @@ async def call(order: WebOrder, played: list[bytes]) -> tuple[dict[str, Any], by
         if not heard.sequences:
             heard.first_at, heard.first_timestamp = time.monotonic(), packet.timestamp
         heard.sequences.add(packet.sequence_number)
-        decoded = decoder.decode(packet.payload)
-        if decoded is not None:
-            place = (packet.timestamp - heard.first_timestamp) // TICK
-            heard.pieces[place] = to_pcm16(np.asarray(decoded, np.float32))
+        heard.payloads.append(((packet.timestamp - heard.first_timestamp) // TICK, packet.payload))
 
     [receiver] = connection.getReceivers()
     receiver._handle_rtp_packet = came  # type: ignore[method-assign]  # no jitter buffer: what comes is kept as it is

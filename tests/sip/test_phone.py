@@ -30,6 +30,12 @@ def test_a_delay_that_grows_in_between_does_not_hide_that_the_sound_came_back() 
     assert correlation > 0.9
 
 
+def test_a_call_that_ends_before_the_file_is_measured_on_what_it_had_time_for() -> None:
+    _, correlation = measure_return(NOISE, delayed(2400)[:SAMPLE_RATE])
+    assert correlation is not None
+    assert correlation > 0.85
+
+
 def test_what_has_nothing_to_do_with_it_does_not_correlate() -> None:
     _, correlation = measure_return(NOISE, np.random.default_rng(2).normal(0, 0.1, len(NOISE)).astype(np.float32))
     assert correlation is not None
