@@ -351,21 +351,22 @@ class EventReader:
         self._leave = script(redis, "events_leave")
         self._claimed_at = 0.0
         self._found_at = -READ_EVERY_S
+        self._pause = Pause(*POLL_S)
 
     async def read(self, wait_s: float) -> list[Entry]:
         """The next entries of all partitions, in order within each; none after `wait_s`. What another
         persister took and didn't acknowledge within `claim_idle_s` comes too."""
         deadline = time.monotonic() + wait_s
         await asyncio.sleep(min(wait_s, max(0.0, self._found_at + READ_EVERY_S - time.monotonic())))
-        pause = Pause(*POLL_S)
         while True:
             entries = await self._read_all()
             if entries:
                 self._found_at = time.monotonic()
+                self._pause.reset()
             left_s = deadline - time.monotonic()
             if entries or left_s <= 0:
                 return entries
-            await asyncio.sleep(min(pause.next_s(), left_s))
+            await asyncio.sleep(min(self._pause.next_s(), left_s))
 
     async def _read_all(self) -> list[Entry]:
         now = time.monotonic()

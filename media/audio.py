@@ -52,6 +52,13 @@ def rms(pcm: bytes) -> float:
     return math.sqrt(samples @ samples / samples.size) / _FULL_SCALE if samples.size else 0.0
 
 
+def levels(pcm: bytes) -> list[float]:
+    """`rms` of each of these chunks of 20 ms."""
+    samples = np.frombuffer(pcm, "<i2").reshape(-1, CHUNK).astype(np.float64)
+    found: list[float] = (np.sqrt(np.einsum("ij,ij->i", samples, samples) / CHUNK) / _FULL_SCALE).tolist()
+    return found
+
+
 def chunks(pcm: bytes) -> list[bytes]:
     """The 20 ms chunks of s16le sound, the last one filled up with silence."""
     filled = pcm + bytes(-len(pcm) % CHUNK_BYTES)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from media.audio import rms
+from media.audio import levels
 from media.recorder import RawRecording, Recorder, Taped, raw_path
 from media.turns import Turns
 
@@ -38,8 +38,9 @@ class Tape:
             log.error("call %s isn't recorded: %s", call, error)
 
     def take(self, pieces: Sequence[Taped]) -> None:
-        for piece in pieces:
-            self.turns.hear(piece.tick, rms(piece.heard), rms(piece.said), by_operator=piece.by_operator)
+        heard, said = levels(b"".join(piece.heard for piece in pieces)), levels(b"".join(piece.said for piece in pieces))
+        for piece, heard_rms, said_rms in zip(pieces, heard, said, strict=True):
+            self.turns.hear(piece.tick, heard_rms, said_rms, by_operator=piece.by_operator)
         if self._recorder is not None:
             self._recorder.take(pieces)
 

@@ -58,7 +58,7 @@ class Keypad:
 
 def _key(samples: Samples) -> str:
     """The key whose two tones these 20 ms are; none for anything else."""
-    energy = float(np.mean(samples.astype(np.float64) ** 2))
+    energy = float(samples @ samples) / CHUNK
     if energy < LEAST_LEVEL**2:
         return ""
     # a real tone of amplitude A projects as A / 2, its energy is A^2 / 2

@@ -80,6 +80,12 @@ def frame_access() -> tuple[Read, Write]:
     return read, write
 
 
+def _stay_known() -> None:
+    """From its first callback on this thread stays known to Python, as it else is forgotten after each one: to be made
+    known anew, with three maps of memory, cost more than the callback itself."""
+    ctypes.pythonapi.PyGILState_Ensure()  # and never released: the thread lives as long as the process
+
+
 class _ReceivePort(pj.AudioMediaPort):  # type: ignore[misc]
     """What the caller says, on its way to whom the port is lent."""
 
@@ -101,8 +107,12 @@ class _SendPort(pj.AudioMediaPort):  # type: ignore[misc]
         super().__init__()
         self.sound: Sound | None = None
         self._write = write
+        self._called = False
 
     def onFrameRequested(self, frame: pj.MediaFrame) -> None:
+        if not self._called:
+            self._called = True
+            _stay_known()
         sound = self.sound
         self._write(frame, SILENT_CHUNK if sound is None else sound.wanted())
 

@@ -34,15 +34,24 @@ snd_path {folder}
 
 def free_port() -> int:
     """A port of 127.0.0.1 that is free for UDP and TCP just now."""
-    for _ in range(50):
-        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+    [port] = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """As many, each another one: which a port that is asked for alone need not be."""
+    found: list[int] = []
+    with contextlib.ExitStack() as held:
+        for _ in range(50 * count):
+            tcp = held.enter_context(socket.socket())
+            udp = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
             tcp.bind(("127.0.0.1", 0))
-            try:
+            with contextlib.suppress(OSError):
                 udp.bind(tcp.getsockname())
-            except OSError:
-                continue
-            return int(tcp.getsockname()[1])
-    raise AssertionError("no port is free")
+                found.append(int(tcp.getsockname()[1]))
+            if len(found) == count:
+                return found
+    raise AssertionError(f"no {count} ports are free")
 
 
 def speech(path: Path, text: str, seconds: float) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from call_peers import free_port
+from call_peers import free_ports
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -162,7 +162,8 @@ class Carrier:
 def carrier(folder: Path, port: int = 0, grants_s: int = 3600) -> Iterator[Carrier]:
     """`grants_s`: how long a registration holds at most."""
     made = certificate(folder)
-    running = Carrier(port or free_port(), free_port(), free_port(), folder / "log", made.authority)
+    own_port, tls_port, phone_port = free_ports(3)
+    running = Carrier(port or own_port, tls_port, phone_port, folder / "log", made.authority)
     config = folder / "carrier.cfg"
     config.write_text(_CONFIG.format(port=running.port, tls_port=running.tls_port, phone_port=running.phone_port,
                                      folder=folder, realm=REALM, user=USER, password=PASSWORD, grants_s=grants_s))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from call_peers import free_port
+from call_peers import free_ports
 from carrier import Certificate, certificate, certificate_in
 from sip_bench import Bridge, running, wait_for
 
@@ -82,10 +82,10 @@ def another(first: Edge, folder: Path, **settings: object) -> Iterator[Edge]:
 def _given(folder: Path) -> dict[str, object]:
     folder.mkdir(exist_ok=True)
     made = certificate(folder / "certificate")
-    port, tls_port, inner, control, rtp = (free_port() for _ in range(5))
-    first = 20000 + rtp % 10000 // 100 * 100
+    port, tls_port, inner, control, chance = free_ports(5)
+    first = 10000 + chance % 10 * 1000
     return {"edge_host": "127.0.0.1", "edge_port": port, "edge_tls_port": tls_port, "edge_inner": f"127.0.0.1:{inner}",
-            "edge_control_port": control, "edge_rtp_ports": f"{first + 20000}-{first + 20999}",
+            "edge_control_port": control, "edge_rtp_ports": f"{first}-{first + 999}",
             "edge_tls_cert": made.certificate, "edge_tls_key": made.key, "sip_tls_ca": made.authority}
 
 

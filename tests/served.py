@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from call_peers import free_port
+from call_peers import free_ports
 from small_disk import on_small_disks
 
 from tandem.embedded import running_postgres, running_redis
@@ -64,7 +64,8 @@ def serving(*, disks: Mapping[str, int] | None = None, **settings: object) -> It
     """Ends with Ctrl-C, after which nothing may be left running. `disks`: folders of its data folder that lie on small
     disks of their own, of so many MB; the test is skipped where there can't be such."""
     folder = Path(tempfile.mkdtemp(prefix="tandem-"))
-    sip_port, web_port = free_port(), int(str(settings.get("web_port", free_port())))
+    sip_port, web_port = free_ports(2)
+    web_port = int(str(settings.get("web_port", web_port)))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TANDEM_")} | {
         "TANDEM_SIP_PORT": str(sip_port), "TANDEM_WEB_PORT": str(web_port), "TANDEM_WORKER_PORT": "0",
         "TANDEM_THREADS": "1", "TANDEM_MODEL": "random",

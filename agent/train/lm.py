@@ -54,8 +54,8 @@ class LMSpec:
     agent_noise: float = 0.05  # of the input's codes, replaced by any
     first_noise: float = 0.05  # of the caller's first codebook
     rest_noise: float = 0.05
-    gaps: float = 0.04  # of the frames of calls, in which the caller isn't heard, in runs of a few
-    callers_gaps: float = 0.12  # the same where nobody answers: what was meant shall be told by any of the words
+    gaps: float = 0.06  # of the frames of calls, in which the caller isn't heard, in runs of a few
+    callers_gaps: float = 0.18  # the same where nobody answers: what was meant shall be told by any of the words
     heard: float = 0.5  # of the loss: what the caller said
     heard_pad_share: float = 0.1  # of the padding between the caller's words
     meant: float = 0.5

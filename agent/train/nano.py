@@ -146,9 +146,9 @@ class NanoRecipe:
 
 def going_on(of: Path, *, new_ears: bool = False) -> NanoRecipe:
     """The recipe that goes on from a model of this one's shape."""
-    lm_steps, lm_rate, stt_steps = (4000, 1e-3, 4000) if new_ears else (2200, 8e-4, 2200)
+    lm_steps, lm_rate, stt_steps = (2800, 1.2e-3, 3000) if new_ears else (2200, 8e-4, 2200)
     return NanoRecipe(sets=SETS_TO_GO_ON, of=of, new_ears=new_ears, lm_steps=lm_steps, lm_rate=lm_rate,
-                      stt_steps=stt_steps, stt_rate=1e-3)
+                      stt_steps=stt_steps, stt_rate=1.2e-3)
 
 
 def sounds_plan(steps: int, *, seed: int, processes: int, device: str) -> Plan:
@@ -289,8 +289,9 @@ class _Work:
         spec = lm.LMSpec({**self.recipe.lm, **voice, "text_card": len(Tokenizer(self.tokenizer))},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
                          **{**begins, **self.recipe.lm_spec})
-        plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, warmup=100, seed=self.recipe.seed,
-                    processes=self.processes, device=self.device, evaluate_every=250, save_every=250)
+        plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, muon=True, warmup=100,
+                    seed=self.recipe.seed, processes=self.processes, device=self.device, evaluate_every=250,
+                    save_every=250)
         train(lm.make_task, spec, plan, self.folder / "lm", self.tell)
         self._take(self.folder / "lm", dict.fromkeys([lm.WEIGHTS, lm.CONFIG]))
 
@@ -313,8 +314,8 @@ class _Work:
     def _train_stt(self, folder: Path, steps: int, different: Mapping[str, Any]) -> None:
         spec = stt.SttSpec((self._encoded(CALLS), self._encoded(CALLERS)), self._encoded(HELD_OUT), codec=self.out,
                            tokenizer=self.tokenizer, **different)
-        plan = Plan(steps, learning_rate=self.recipe.stt_rate, seed=self.recipe.seed, processes=self.processes,
-                    device=self.device, evaluate_every=400, save_every=400)
+        plan = Plan(steps, learning_rate=self.recipe.stt_rate, muon=True, seed=self.recipe.seed,
+                    processes=self.processes, device=self.device, evaluate_every=400, save_every=400)
         train(stt.make_task, spec, plan, folder, self.tell)
 
     def _calls(self, name: str) -> Path:

@@ -66,8 +66,6 @@ def edge_of(settings: Settings) -> Edge:
     host = _address("edge_host", settings.edge_host)
     public_host = _address("edge_public_host", settings.edge_public_host or host)
     inner_host, inner_port = _inner(settings.edge_inner, "edge_inner")
-    if (host, settings.edge_port) == (inner_host, inner_port):
-        raise SettingsError(f"{PREFIX}EDGE_INNER: {settings.edge_inner} is the outer side already")
     domain = settings.edge_domain or public_host
     if not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", domain):
         raise SettingsError(f"{PREFIX}EDGE_DOMAIN: {domain!r} is no name, such as sip.example.org")
@@ -84,13 +82,30 @@ def edge_of(settings: Settings) -> Edge:
             raise SettingsError(f"{PREFIX}EDGE_PORT: {process} is a SIP process's; give the edge or TANDEM_SIP_PORT "
                                 "another one")
         _inner(process, "edge_processes")
+    rtp_ports = _ports(settings.edge_rtp_ports)
+    places = [("EDGE_PORT", host, settings.edge_port), ("EDGE_INNER", inner_host, inner_port),
+              ("EDGE_CONTROL_PORT", inner_host, settings.edge_control_port)]
+    if settings.edge_tls_cert is not None:
+        places.append(("EDGE_TLS_PORT", host, settings.edge_tls_port))
+    _check_apart(places, rtp_ports)
     return Edge(
         host, public_host, domain, settings.edge_port, settings.edge_tls_port,
         settings.edge_tls_cert and settings.edge_tls_cert.absolute(),
         settings.edge_tls_key and settings.edge_tls_key.absolute(), settings.sip_tls_ca, inner_host, inner_port,
-        settings.edge_control_port, processes, settings.edge_calls, _ports(settings.edge_rtp_ports), settings.edge_srtp,
+        settings.edge_control_port, processes, settings.edge_calls, rtp_ports, settings.edge_srtp,
         _codecs(settings.edge_codecs), settings.edge_guests, 2 * settings.edge_requests_per_s, settings.edge_ban_s,
         settings.retry_after_s)
+
+
+def _check_apart(places: list[tuple[str, str, int]], rtp_ports: tuple[int, int]) -> None:
+    """Kamailio and rtpengine may each open a port that the other has, and then hear what isn't theirs."""
+    taken: dict[tuple[str, int], str] = {}
+    for name, host, port in places:
+        if (before := taken.setdefault((host, port), name)) != name:
+            raise SettingsError(f"{PREFIX}{name}: {host}:{port} is {PREFIX}{before}'s already")
+        if rtp_ports[0] <= port <= rtp_ports[1]:
+            raise SettingsError(f"{PREFIX}{name}: {port} lies within {PREFIX}EDGE_RTP_PORTS, "
+                                f"{rtp_ports[0]}-{rtp_ports[1]}")
 
 
 def _address(name: str, value: str) -> str:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import pytest
 import yaml
-from call_peers import free_port
+from call_peers import free_ports
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
@@ -89,8 +89,9 @@ def test_the_small_image_has_what_its_roles_import(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("redis", "store")
 async def test_its_services_together_take_a_call(redis_url: str, database_url: str, tmp_path: Path) -> None:
-    ports = {"TANDEM_SIP_PORT": free_port(), "TANDEM_WEB_PORT": free_port(), "TANDEM_RTP_PORT": 27000,
-             "TANDEM_CHAT_PORT": free_port()}
+    sip_port, web_port, chat_port = free_ports(3)
+    ports = {"TANDEM_SIP_PORT": sip_port, "TANDEM_WEB_PORT": web_port, "TANDEM_RTP_PORT": 27000,
+             "TANDEM_CHAT_PORT": chat_port}
     here = {"TANDEM_REDIS_URL": redis_url, "TANDEM_DATABASE_URL": database_url, "TANDEM_DATA_DIR": str(tmp_path),
             "TANDEM_WORKER_PORT": "0", "TANDEM_THREADS": "1", "TANDEM_CHAT_KEY": "k" * 32,
             **{name: str(port) for name, port in ports.items()}}
