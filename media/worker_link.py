@@ -189,7 +189,8 @@ class WorkerLink:
                     self._lost = WorkerLost("silent", f"the worker said nothing for {SILENT_AFTER_S:g} s")
                     self._connection.transport.abort()
                     return
-                await self._connection.send(wire.encode(wire.Ping(nonce)))
+                if loop.time() - self._heard_from_at >= PING_EVERY_S:  # its frames say as much
+                    await self._connection.send(wire.encode(wire.Ping(nonce)))
 
 
 _CLOSE_CODES = {
