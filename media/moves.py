@@ -21,9 +21,11 @@ from typing import Any
 from calls import wire
 from calls.events import CallLeased, CallMoved
 from calls.routing import Refusal
+from media.audio import levels
 from media.call_controls import CallControls
 from media.framing import Frame
 from media.latency import Latency
+from media.playout import QUIET_RMS
 from media.token_log import TokenLog
 from media.worker_hold import WorkerHold, happens
 from media.worker_link import Moved, WorkerLink, WorkerLost
@@ -34,6 +36,7 @@ WARM_UP_FRAMES = 50  # of the caller's sound, after which Mimi's codes are the s
 FRAMES_KEPT = WARM_UP_FRAMES + 150  # and of what is said while a call moves
 FOLLOW_WITHIN_S = 10.0  # for another worker to rebuild the call and to catch up; FRAMES_KEPT reach further
 HELD_S = 0.4  # for which frames are held back at most, for the last steps of the worker that is left
+SPEAKING_FRAMES = 12  # after a word's last piece, within which the agent is in the middle of something
 LEASE_LOST = "lease_lost"  # why a call leaves whose slot Redis has given away
 LEAVE_PAUSE_S = (0.2, 2.0)  # first and longest between two tries to find another worker
 
@@ -91,7 +94,8 @@ class Moves:
         await self.stop()
         token_log.forget_unheard()
         steps = token_log.steps()
-        moved = await self._worker.move(lambda: self._brought(token_log, steps, missed=True), lost.code)
+        moved = await self._worker.move(
+            lambda: self._brought(token_log, steps, missed=not self._goes_on_speaking(steps)), lost.code)
         if not moved or not self._talking():
             return False
         self.last_back_k = self._last_step_k = self.last_sent_k
@@ -103,6 +107,15 @@ class Moves:
         if self._leaving is not None:
             self._leaving.cancel()
             await asyncio.gather(self._leaving, return_exceptions=True)
+
+    def _goes_on_speaking(self, steps: tuple[wire.Step, ...]) -> bool:
+        """The agent was in the middle of what it says, and nobody has said anything since: it shall go on there, in the
+        middle of a word too, as if the pause hadn't been. To a silence that it remembers it would make something else
+        of its sentence: what it had the pieces of already is never said, or nothing more is."""
+        if all(step.text == wire.PAD for step in steps[-SPEAKING_FRAMES:]):
+            return False
+        since = b"".join(pcm for k, pcm in self._heard if k > steps[-1].k)
+        return max(levels(since), default=0.0) < QUIET_RMS
 
     def _brought(self, token_log: TokenLog, steps: tuple[wire.Step, ...], *, missed: bool) -> Moved:
         last_k = steps[-1].k if steps else -1

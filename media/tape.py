@@ -38,7 +38,8 @@ class Tape:
             log.error("call %s isn't recorded: %s", call, error)
 
     def take(self, pieces: Sequence[Taped]) -> None:
-        heard, said = levels(b"".join(piece.heard for piece in pieces)), levels(b"".join(piece.said for piece in pieces))
+        heard = levels(b"".join(piece.heard for piece in pieces))
+        said = levels(b"".join(piece.said for piece in pieces))
         for piece, heard_rms, said_rms in zip(pieces, heard, said, strict=True):
             self.turns.hear(piece.tick, heard_rms, said_rms, by_operator=piece.by_operator)
         if self._recorder is not None:

@@ -60,6 +60,7 @@ class _Lane:
     changed: bool = False
     piece_k: int = -1  # of the last piece of a word
     finished_k: int = -1  # up to which the words are finished
+    began_k: int = -1  # the last finished word's first_k
 
     @property
     def within_word(self) -> bool:
@@ -107,7 +108,9 @@ class Utterances:
             if text.piece:
                 lane.piece_k = text.k
             return []
-        lane.finished_k = text.last_k
+        if text.first_k <= lane.began_k:  # the worker before this one has told it already
+            return []
+        lane.began_k, lane.finished_k = text.first_k, text.last_k
         if lane is self._agent:
             self._waiting.append(text)
             return []
