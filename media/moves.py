@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from calls import wire
@@ -39,6 +39,16 @@ HELD_S = 0.4  # for which frames are held back at most, for the last steps of th
 SPEAKING_FRAMES = 12  # after a word's last piece, within which the agent is in the middle of something
 LEASE_LOST = "lease_lost"  # why a call leaves whose slot Redis has given away
 LEAVE_PAUSE_S = (0.2, 2.0)  # first and longest between two tries to find another worker
+
+
+def goes_on_speaking(steps: Sequence[wire.Step], heard: Iterable[tuple[int, bytes]]) -> bool:
+    """The agent was in the middle of what it says, and nobody has said anything since: it shall go on there, in the
+    middle of a word too, as if the pause hadn't been. To a silence that it remembers it would make something else of
+    its sentence: what it had the pieces of already is never said, or nothing more is."""
+    if all(step.text == wire.PAD for step in steps[-SPEAKING_FRAMES:]):
+        return False
+    since = b"".join(pcm for k, pcm in heard if k > steps[-1].k)
+    return max(levels(since), default=0.0) < QUIET_RMS
 
 
 class Moves:
@@ -95,7 +105,7 @@ class Moves:
         token_log.forget_unheard()
         steps = token_log.steps()
         moved = await self._worker.move(
-            lambda: self._brought(token_log, steps, missed=not self._goes_on_speaking(steps)), lost.code)
+            lambda: self._brought(token_log, steps, missed=not goes_on_speaking(steps, self._heard)), lost.code)
         if not moved or not self._talking():
             return False
         self.last_back_k = self._last_step_k = self.last_sent_k
@@ -107,15 +117,6 @@ class Moves:
         if self._leaving is not None:
             self._leaving.cancel()
             await asyncio.gather(self._leaving, return_exceptions=True)
-
-    def _goes_on_speaking(self, steps: tuple[wire.Step, ...]) -> bool:
-        """The agent was in the middle of what it says, and nobody has said anything since: it shall go on there, in the
-        middle of a word too, as if the pause hadn't been. To a silence that it remembers it would make something else
-        of its sentence: what it had the pieces of already is never said, or nothing more is."""
-        if all(step.text == wire.PAD for step in steps[-SPEAKING_FRAMES:]):
-            return False
-        since = b"".join(pcm for k, pcm in self._heard if k > steps[-1].k)
-        return max(levels(since), default=0.0) < QUIET_RMS
 
     def _brought(self, token_log: TokenLog, steps: tuple[wire.Step, ...], *, missed: bool) -> Moved:
         last_k = steps[-1].k if steps else -1

