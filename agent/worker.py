@@ -30,9 +30,8 @@ from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from agent.moshi.transcribe import CallerWords
 from agent.repriming import LastSeconds, reprime
 from agent.saying import Saying
-from agent.step import Past
 from agent.synthesis import Synthesiser
-from agent.worker_history import binary, check_given, past_of
+from agent.worker_history import binary, check_given, past_of, remember_words
 from calls import draining, wire
 from calls.log_context import current_call
 from calls.priority import STEP, before_others
@@ -52,7 +51,6 @@ FLUSH_TIMEOUT_S = 1.0  # for the last messages to a bridge that closes
 ASKED_AGAIN_S = 30.0  # after which a call that an overloaded worker asked to go may be asked once more
 STILL_AT_IT_S = 0.3  # between two signs of life to a bridge whose call is being rebuilt
 STUCK_S = 10.0  # a step that takes so long won't end
-WORD_FRAMES = 50  # of a moved call's past, in which the words that go on here began
 MORE_CONNECTIONS = 64  # than slots: those that shake hands or are turned away
 HEALTH_PATH = "/healthz"
 MESSAGES_TO_BRIDGE = 64  # about 20 frames; a bridge that takes them slower than they come is cut off
@@ -349,7 +347,7 @@ class Worker:
     async def _resume(self, call: _Call, seat: Seat) -> None:
         """The call comes from another worker: bring its slot to where it was, beside the steps of the others."""
         async with asyncio.timeout(HISTORY_S):
-            past, call.last_k = await past_of(call.connection, call.layout, call.device.engine.info)
+            past, ks, call.last_k = await past_of(call.connection, call.layout, call.device.engine.info)
         began = time.monotonic()
         if len(past.text) or call.persona:
             rebuilding = asyncio.create_task(asyncio.to_thread(
@@ -361,19 +359,10 @@ class Worker:
             except ValueError as error:
                 raise wire.WireError(str(error)) from None
             seat.fresh = False
-            self._remember_words(call, past)
+            if call.tokenizer is not None:
+                remember_words(call.tokenizer, past, ks, call.words, call.caller)
         log.info("call %s goes on here: %d steps, %d frames missed, rebuilt in %.2f s", call.lease.call, len(past.text),
                  len(past.missed), time.monotonic() - began)
-
-    def _remember_words(self, call: _Call, past: Past) -> None:
-        """Words that go on here have begun elsewhere; those that ended there have been told."""
-        if call.tokenizer is None:
-            return
-        first_k = call.last_k - len(past.missed) - len(past.text) + 1
-        for at in range(max(0, len(past.text) - WORD_FRAMES), len(past.text)):
-            call.words.feed(first_k + at, call.tokenizer.piece(int(past.text[at])))
-            if call.caller is not None and past.caller_text[at] >= 0:
-                call.caller.feed(first_k + at, int(past.caller_text[at]))
 
     async def _receive(self, call: _Call, seat: Seat) -> None:
         """The bridge's messages until it closes."""
