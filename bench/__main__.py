@@ -20,6 +20,7 @@ PARTS = {
     "codec": "A training of the codec",
     "quantised": "8 bits beside float32",
     "bridge": "What the SIP bridge adds",
+    "busy_machine": "Calls beside a busy program",
     "playout": "What a piece in hand costs",
     "operators": "The operator's hand",
     "dashboards": "Fifty dashboards",

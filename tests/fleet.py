@@ -182,7 +182,7 @@ def start_worker(served: Served, *program: str, url: str = "", port: int = 0) ->
                    **({"TANDEM_WORKER_URL": url} if url else {})}
     with (served.folder / "workers.log").open("ab") as log:
         return subprocess.Popen([sys.executable, *(program or ("-m", "tandem", "worker"))], cwd=served.folder,
-                                env=environment, stdout=log, stderr=subprocess.STDOUT)
+                                env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 @contextlib.contextmanager

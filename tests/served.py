@@ -108,7 +108,7 @@ def another(served: Served, role: str, **settings: object) -> Iterator[subproces
     there = served.health()[counted]
     with (served.folder / "log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "tandem", role], cwd=served.folder, env=environment,
-                                   stdout=log, stderr=subprocess.STDOUT)
+                                   stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         deadline = time.monotonic() + READY_S
         while role in ("worker", "sip", "webrtc") and served.health()[counted] == there:

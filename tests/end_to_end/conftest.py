@@ -27,13 +27,13 @@ from playwright.async_api import Browser
 from served import Served, serving
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served() -> Iterator[Served]:
     with serving(rtp_port=30000, slots=4, echo_slots=2, drain_s=5) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     web_port, turn_port, chat_port = unused_ports(3)
     tandem = f"http://127.0.0.1:{web_port}"

@@ -22,6 +22,7 @@ from served import Served
 from agent.moshi.checkpoint import load_model
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from calls.events import HOPS
+from calls.priority import MEDIA, STEP
 from calls.store import CallRow, RecordingRow, Store
 from media.audio import CHUNK, FRAME_S, SAMPLE_RATE, Samples, from_pcm16, read_audio
 from media.telephone import PhoneLine, over_phone
@@ -274,6 +275,15 @@ async def test_the_recording_of_a_bridge_that_dies_is_kept_by_the_persister(serv
     cut.exception()
     report = await phone(served.uri("echo"), seconds=1)  # the next process is there
     assert report.status == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="cores aren't shared among sessions")
+def test_what_must_be_in_time_goes_before_other_programs(served: Served) -> None:
+    roles = {child.cmdline()[-1]: child.pid for child in psutil.Process(served.process.pid).children()}
+    sessions = {role: int(Path(f"/proc/{roles[role]}/autogroup").read_text().split("nice ")[1])
+                for role in ("worker", "sip", "web")}
+    allowed = os.getpriority(os.PRIO_PROCESS, roles["worker"]) == STEP
+    assert sessions == ({"worker": STEP, "sip": MEDIA, "web": 0} if allowed else dict.fromkeys(sessions, 0))
 
 
 async def test_calls_can_be_listed_and_shown(served: Served) -> None:

@@ -124,7 +124,7 @@ def another_sip(served: Served) -> Iterator[SecondSip]:
     environment = {**served.environment, "TANDEM_SIP_PORT": str(port), "TANDEM_RTP_PORT": "26000",
                    "TANDEM_REDIS_URL": running_redis(data), "TANDEM_SECRET": (data / "secret").read_text()}
     process = subprocess.Popen([sys.executable, "-m", "tandem", "sip"], cwd=served.folder, env=environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
         deadline = time.monotonic() + 30
         while served.health()["bridges"] != 3:
