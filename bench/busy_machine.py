@@ -22,7 +22,7 @@ import psutil
 
 from bench.rtp_peer import Linear, call
 from calls.events import Measure
-from calls.priority import MEDIA, STEP
+from calls.priority import SESSION
 from calls.settings import load_settings
 from calls.store import CallRow, Store
 from media.telephone import LINE_RATE, PACKET
@@ -31,7 +31,7 @@ from tandem.own_server import serving
 
 CALLS, SECONDS = 6, 30.0
 SAVED_S = 15.0
-SESSIONS = {"worker": STEP, "sip": MEDIA}
+ROLES = ("worker", "sip")
 _TONE: Linear = (8000 * np.sin(2 * np.pi * 400 * np.arange(PACKET) / LINE_RATE)).astype(np.int16)
 _BUSY = """
 import os, torch
@@ -72,9 +72,8 @@ def _busy() -> Iterator[None]:
 
 def _call(uri: str, folder: Path, serve: int, *, first: bool) -> tuple[CallRow, Mapping[str, Measure]]:
     for process in psutil.Process(serve).children():
-        niceness = SESSIONS.get(process.cmdline()[-1])
-        if niceness is not None:
-            Path(f"/proc/{process.pid}/autogroup").write_text(str(niceness if first else 0))
+        if process.cmdline()[-1] in ROLES:
+            Path(f"/proc/{process.pid}/autogroup").write_text(str(SESSION if first else 0))
     call(uri, SECONDS, lambda _: _TONE)
     return asyncio.run(_newest(folder))
 

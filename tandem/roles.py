@@ -21,7 +21,7 @@ from calls import persist
 from calls.connect import open_redis
 from calls.live import EventWriter
 from calls.orphans import end_orphans
-from calls.priority import MEDIA, STEP, session_before_others
+from calls.priority import session_before_others
 from calls.reports import Reports
 from calls.settings import PREFIX, Settings, SettingsError, split
 from calls.store import Store
@@ -44,7 +44,7 @@ def worker(settings: Settings) -> None:
     redis_url(settings), secret(settings)  # say what is missing before the model is loaded, which takes minutes
     with told_in_one_line(CheckpointError, TokenizerError):
         models = load_models(settings)
-    session_before_others(STEP)  # not before: loading would take both cores of a small machine from calls that run
+    session_before_others()  # not before: loading would take both cores of a small machine from calls that run
 
     async def run() -> None:
         async with _alive(settings), _redis(settings) as redis:
@@ -61,7 +61,7 @@ def sip(settings: Settings) -> None:
 
     redis_url(settings), secret(settings)
     _check_storage(settings)
-    session_before_others(MEDIA)
+    session_before_others()
     with told_in_one_line(EndpointError):
         pool.run(settings, functools.partial(log.configure, "sip", settings.log_level, settings.log_format))
 
@@ -100,7 +100,7 @@ def web(settings: Settings) -> None:
 def webrtc(settings: Settings) -> None:
     redis_url(settings), secret(settings)
     _check_storage(settings)
-    session_before_others(MEDIA)
+    session_before_others()
     asyncio.run(_webrtc_process(settings) if settings.webrtc_processes == 1 else _webrtc_processes(settings))
 
 
@@ -129,7 +129,7 @@ def chat(settings: Settings) -> None:
     redis_url(settings), secret(settings)
     key = _needed(settings, "chat_key", "clients show it")
     _check_storage(settings)
-    session_before_others(MEDIA)
+    session_before_others()
     asyncio.run(run())
 
 

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from calls.priority import session_before_others
+
 START_S = 60.0
 STOP_S = 30.0
 RESTART_S = (0.2, 5.0)  # first and longest pause before a server that died is started again
@@ -51,8 +53,10 @@ class ServerProcess:
         if self.log.exists():
             self.log.replace(self.log.with_suffix(".log.old"))
         with self.log.open("wb") as out:
-            return subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out,
-                                    stderr=out, start_new_session=True, cwd="/", pass_fds=(self.lock,))
+            process = subprocess.Popen(self.command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out,
+                                       stderr=out, start_new_session=True, cwd="/", pass_fds=(self.lock,))
+        session_before_others(process=process.pid)
+        return process
 
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []

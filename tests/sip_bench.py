@@ -147,7 +147,8 @@ def running(redis_url: str, folder: Path, **settings: object) -> Iterator[Bridge
              **settings}
     environment = {**os.environ, **{f"TANDEM_{name.upper()}": str(value) for name, value in given.items()}}
     with log.open("wb") as file:
-        process = subprocess.Popen([sys.executable, "-c", _RUN], env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen([sys.executable, "-c", _RUN], env=environment, stdout=file, stderr=file,
+                                   start_new_session=True)  # as `tandem serve` starts it
     bridge = Bridge(process, port, log, folder)
     try:
         wait_for(lambda: bridge.logged("calls at a time") or process.poll() is not None, timeout_s=120)

@@ -22,7 +22,7 @@ from served import Served
 from agent.moshi.checkpoint import load_model
 from agent.moshi.text import TimedWord, Tokenizer, WordTimer
 from calls.events import HOPS
-from calls.priority import MEDIA, STEP
+from calls.priority import SESSION, STEP
 from calls.store import CallRow, RecordingRow, Store
 from media.audio import CHUNK, FRAME_S, SAMPLE_RATE, Samples, from_pcm16, read_audio
 from media.telephone import PhoneLine, over_phone
@@ -283,7 +283,7 @@ def test_what_must_be_in_time_goes_before_other_programs(served: Served) -> None
     sessions = {role: int(Path(f"/proc/{roles[role]}/autogroup").read_text().split("nice ")[1])
                 for role in ("worker", "sip", "web")}
     allowed = os.getpriority(os.PRIO_PROCESS, roles["worker"]) == STEP
-    assert sessions == ({"worker": STEP, "sip": MEDIA, "web": 0} if allowed else dict.fromkeys(sessions, 0))
+    assert sessions == ({"worker": SESSION, "sip": SESSION, "web": 0} if allowed else dict.fromkeys(sessions, 0))
 
 
 async def test_calls_can_be_listed_and_shown(served: Served) -> None:
