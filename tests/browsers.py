@@ -22,7 +22,6 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
-from call_peers import free_port
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 from served import Served
 
@@ -293,12 +292,3 @@ async def _microphone(browser: Browser, context: BrowserContext, url: str, setti
 
 def page_of(origin: str, path: str = "/", **attributes: str) -> str:
     return f"{origin}{path}?{urlencode({name.replace('_', '-'): value for name, value in attributes.items()})}"
-
-
-def unused_ports(count: int) -> list[int]:
-    found: list[int] = []
-    while len(found) < count:
-        port = free_port()
-        if port not in found:
-            found.append(port)
-    return found

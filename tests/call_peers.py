@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,26 +34,32 @@ snd_path {folder}
 """
 
 
+def _turns() -> Iterator[int]:
+    """This process's ports, over and over: below those that Linux gives to connections, which take a port between the
+    moment it is found free and the moment it is used. The next _APART are left to a pool that takes several."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % (len(_PORTS) // _OWN_PORTS)
+    own = _PORTS[number * _OWN_PORTS:(number + 1) * _OWN_PORTS:_APART]
+    first = os.getpid() % len(own)  # so that another run at the same time begins elsewhere
+    return itertools.cycle([*own[first:], *own[:first]])
+
+
+_PORTS, _OWN_PORTS, _APART = range(4000, 10_000), 2000, 40
+_turn = _turns()
+
+
 def free_port() -> int:
-    """A port of 127.0.0.1 that is free for UDP and TCP just now."""
-    [port] = free_ports(1)
-    return port
+    """A port of 127.0.0.1 that is free for UDP and TCP, and stays so: see _turns."""
+    for port in itertools.islice(_turn, _OWN_PORTS // _APART):
+        with contextlib.suppress(OSError), socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", port))
+            udp.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def free_ports(count: int) -> list[int]:
-    """As many, each another one: which a port that is asked for alone need not be."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        for _ in range(50 * count):
-            tcp = held.enter_context(socket.socket())
-            udp = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-            tcp.bind(("127.0.0.1", 0))
-            with contextlib.suppress(OSError):
-                udp.bind(tcp.getsockname())
-                found.append(int(tcp.getsockname()[1]))
-            if len(found) == count:
-                return found
-    raise AssertionError(f"no {count} ports are free")
+    """As many, each another one."""
+    return [free_port() for _ in range(count)]
 
 
 def speech(path: Path, text: str, seconds: float) -> Path:

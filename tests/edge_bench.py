@@ -66,7 +66,8 @@ def edge(redis_url: str, folder: Path, *, processes: int = 2, **settings: object
     """With a pool of SIP processes behind it."""
     given = {**_given(folder), "sip_processes": processes, "rtp_ports": 40, **settings}
     with running(redis_url, folder / "bridge", **given) as bridge:
-        wait_for(lambda: bridge.logged("calls at a time", processes), 120)
+        wait_for(lambda: bridge.logged("calls at a time", processes) or bridge.process.poll() is not None, 120)
+        assert bridge.process.poll() is None, bridge.log.read_text()
         with _before(bridge, redis_url, folder, given) as started:
             yield started
 
@@ -83,7 +84,7 @@ def _given(folder: Path) -> dict[str, object]:
     folder.mkdir(exist_ok=True)
     made = certificate(folder / "certificate")
     port, tls_port, inner, control, chance = free_ports(5)
-    first = 10000 + chance % 10 * 1000
+    first = 10000 + chance // 40 % 10 * 1000
     return {"edge_host": "127.0.0.1", "edge_port": port, "edge_tls_port": tls_port, "edge_inner": f"127.0.0.1:{inner}",
             "edge_control_port": control, "edge_rtp_ports": f"{first}-{first + 999}",
             "edge_tls_cert": made.certificate, "edge_tls_key": made.key, "sip_tls_ca": made.authority}

@@ -47,7 +47,7 @@ class Habits:
     hello: float = 0.15  # the first turn is a greeting
     thanks: float = 0.10  # after an answer
     repeat: float = 0.06  # asks to hear the answer again
-    last_question: float = 0.05  # asks what they have just asked
+    last_question: float = 0.12  # asks what they have just asked
     out_of_domain: float = 0.06  # of the questions
     opener: float = 0.25  # "excuse me, …"
     closer: float = 0.06  # "…, please"

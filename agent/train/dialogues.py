@@ -8,7 +8,7 @@ from random import Random
 from typing import Literal
 
 from agent.train.callers import Caller, Episode, Habits, Knowledge, Turn, asking, booking, cancelling, changing
-from agent.train.domain.reader import Domain, Manners, load
+from agent.train.domain.reader import Domain, Manners, load, operators_sentences
 from agent.train.domain.reception import GO_ON, GREETING, STILL_THERE, answer, booking_in, pending_question
 from agent.train.domain.slots import SlotName, is_held_out_pair
 from agent.train.script import Held, Line, Script
@@ -27,6 +27,7 @@ SILENCE_S = (8.0, 60.0)
 LONGEST_SAYING_S = 50.0
 SENTENCES_APART_S = (0.4, 1.6)  # where nobody answers
 STRETCHES, WORDS = (2, 4), (1, 4)  # of a jumbled sentence, of a stretch
+JUMBLED_SHARE = 0.5  # of what operators have the agent say
 REACTION_S = (0.2, 0.45)  # an interrupted receptionist goes on for so long
 SHORTEST_CUT_S = 0.8  # the receptionist is let say this much before somebody interrupts
 
@@ -137,23 +138,32 @@ def _jumbled(caller: Caller) -> str:
 
 def saying_script(seed: int, *, domain: Domain | None = None) -> Script:
     """A call in which an operator has the agent say one sentence after the other, and the caller listens. What it is
-    made to say shall be heard as well as what it says by itself: what callers ask, its own answers, and words in any
-    order."""
+    made to say shall be understood as well as what it says by itself."""
     domain, random = domain or load(), Random(f"saying {seed}")
     caller, length_s = Caller(domain, random, held_out=False, evenly=True), random.uniform(SHORTEST_S, LONGEST_SAYING_S)
-    answers = sorted({intent.answer for intent in domain.intents.values() if intent.answer})
     lines = [Line("agent", GREETING, round(random.uniform(*GREETING_S), 2))] if random.random() < 0.5 else []
     while lines_seconds(lines) < length_s:
-        kind = random.random()
-        if kind < 0.55:
-            text = caller.question().text
-        elif kind < 0.75:
-            text = random.choice(answers)
-        else:
-            words = " ".join([caller.question().text, random.choice(answers)]).replace(".", "").replace("?", "").split()
-            text = " ".join(random.sample(words, min(len(words), random.randint(3, 9))))
-        lines.append(Line("agent", text, round(random.uniform(0.4, 2.0), 2), kind="said", decided=False))
+        lines.append(Line("agent", _told(caller), round(random.uniform(0.4, 2.0), 2), kind="said", decided=False))
     return Script(f"saying-{seed:06d}", tuple(lines))
+
+
+def _told(caller: Caller) -> str:
+    """A sentence of an operator, of a caller or of the agent's own, or, as often as not, words of all three in any
+    order: there a word's sound can be told by nothing but the word."""
+    random = caller.random
+    if random.random() < JUMBLED_SHARE:
+        words = " ".join(_sentence(caller) for _ in range(3)).replace(".", "").replace("?", "").replace(",", "").split()
+        return " ".join(random.sample(words, min(len(words), random.randint(3, 9))))
+    return _sentence(caller)
+
+
+def _sentence(caller: Caller) -> str:
+    random = caller.random
+    return random.choice((
+        lambda: random.choice(operators_sentences()),
+        lambda: caller.question().text,
+        lambda: random.choice(sorted({intent.answer for intent in caller.domain.intents.values() if intent.answer})),
+    ))()
 
 
 def evaluation_script(seed: int, kind: EvaluationKind = "questions", *, domain: Domain | None = None) -> Script:

@@ -32,6 +32,8 @@ from agent.train.trainer import Task, Team, TrainingError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 _HELD_OUT_BATCHES = 12
+_KEPT_SAYINGS = 12
+_OF_TOLD = frozenset({"pace", "sound", "first_codes", "second_codes", "last_codes"})
 _GAP = 4  # frames
 _OWN_VOICE = 0.25  # of their scale: its own codes and words, where it begins with ears
 
@@ -44,7 +46,9 @@ class LMSpec:
     calls: Path  # of tokens.py
     held_out: Path
     callers: Path | None = None  # calls in which nobody answers: what was said and meant is asked, nothing else
-    callers_share: float = 0.5  # of the batches are those
+    callers_share: float = 0.45  # of the batches are those
+    sayings: Path | None = None  # calls in which the agent says what it is told; a few of them are kept to judge by
+    sayings_share: float = 0.2  # of the batches
     frames: int = 3072  # of a step
     middle: float = 0.15  # of the batches begin in the middle of calls
     pad_share: float = 0.3  # of the text's padding, that is asked for in a step
@@ -92,36 +96,48 @@ class _LMTask:
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.callers = _calls(spec.callers, self.lm, spec.lag, answered=False) if spec.callers else None
-        self.held_out = _calls(spec.held_out, self.lm, spec.lag) if team.rank == 0 else None
+        self.held_out = {"": _calls(spec.held_out, self.lm, spec.lag)} if team.rank == 0 else {}
+        self.sayings = None
+        if spec.sayings is not None:
+            sayings = Tokens.open(spec.sayings)
+            kept = min(_KEPT_SAYINGS, len(sayings) // 2)
+            self.sayings = Calls([sayings[i] for i in range(kept, len(sayings))], self.lm, spec.lag)
+            if team.rank == 0 and kept:
+                self.held_out["told_"] = Calls([sayings[i] for i in range(kept)], self.lm, spec.lag)
         noise = [0.0] + [spec.agent_noise] * config.agent_codebooks
         noise += [spec.first_noise] + [spec.rest_noise] * (config.caller_codebooks - 1)
         self.noise = torch.tensor(noise)[:, None]
 
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         spec = self.spec
-        calls, gaps = self.calls, spec.gaps
-        if self.callers is not None and float(torch.rand(1, generator=generator)) < spec.callers_share:
+        calls, gaps, drawn = self.calls, spec.gaps, float(torch.rand(1, generator=generator))
+        if self.callers is not None and drawn < spec.callers_share:
             calls, gaps = self.callers, spec.callers_gaps
+        elif self.sayings is not None and drawn > 1 - spec.sayings_share:
+            calls = self.sayings
         batch = calls.draw(spec.frames // self.team.size, generator, spec.middle)
         noisy = torch.rand(batch.inputs.shape, generator=generator) < self.noise
         any_code = torch.randint(self.lm.config.audio_card, batch.inputs.shape, generator=generator)
         inputs = torch.where(noisy, any_code, batch.inputs)
         inputs[:, 1 + self.lm.config.agent_codebooks:].masked_fill_(_gaps(inputs, gaps, generator), ZERO_TOKEN)
         batch = batch._replace(inputs=inputs)
-        drawn = torch.rand(batch.sounds.shape, generator=generator)
-        sounds = (batch.sounds & (drawn < spec.spoken_share)) | (batch.quiet & (drawn < spec.quiet_share))
+        asked = torch.rand(batch.sounds.shape, generator=generator)
+        sounds = (batch.sounds & (asked < spec.spoken_share)) | (batch.quiet & (asked < spec.quiet_share))
         with torch.autocast(self.team.device.type, torch.bfloat16):
             return self._losses(batch.to(self.team.device), sounds.to(self.team.device), generator)
 
     def evaluate(self) -> Mapping[str, float]:
-        assert self.held_out is not None
-        generator = torch.Generator().manual_seed(1)
-        rows = []
-        for _ in range(_HELD_OUT_BATCHES):
-            batch = self.held_out.draw(self.spec.frames, generator).to(self.team.device)
-            with torch.autocast(self.team.device.type, torch.bfloat16):
-                rows.append(self._losses(batch, batch.sounds, generator)[1])
-        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        figures: dict[str, float] = {}
+        for of, calls in self.held_out.items():
+            generator = torch.Generator().manual_seed(1)
+            rows = []
+            for _ in range(_HELD_OUT_BATCHES):
+                batch = calls.draw(self.spec.frames, generator).to(self.team.device)
+                with torch.autocast(self.team.device.type, torch.bfloat16):
+                    rows.append(self._losses(batch, batch.sounds, generator)[1])
+            figures |= {of + name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
+                        if not of or name in _OF_TOLD}
+        return figures
 
     def export(self, folder: Path) -> None:
         (folder / CONFIG).write_text(json.dumps(self.spec.config, indent=2) + "\n")
@@ -140,6 +156,9 @@ class _LMTask:
         text_asked = batch.text_counts & ((text != PAD_TOKEN) | (drawn < spec.pad_share))
         text, text_logits = text[text_asked], linear(x[text_asked], lm.text_linear.weight).float()
         text_loss = F.cross_entropy(text_logits, text)
+        paces = batch.taken[:, 0][batch.paced] == EPAD_TOKEN
+        pace_logits = linear(x[batch.paced], lm.text_linear.weight[[PAD_TOKEN, EPAD_TOKEN]]).float()
+        pace_loss = F.cross_entropy(pace_logits, paces.long())
         tokens = batch.taken.transpose(1, 2)[sounds].T[None]  # [1, streams, N]
         codes = tokens[0, 1:1 + lm.config.generated_codebooks]
         logits = lm.depth(x[sounds][None], tokens)[0].float()  # [codebooks, N, card]
@@ -155,7 +174,8 @@ class _LMTask:
         meant_loss = F.cross_entropy(meant_logits, meant)
         right, heard_right = text_logits.argmax(-1) == text, heard_logits.argmax(-1) == heard
         figures = {
-            "text": text_loss, "sound": sound_loss, "heard_loss": heard_loss, "meant_loss": meant_loss,
+            "text": text_loss, "pace": pace_loss, "sound": sound_loss,
+            "heard_loss": heard_loss, "meant_loss": meant_loss,
             "pieces": _share(right, (text != PAD_TOKEN) & (text != EPAD_TOKEN)),
             "epads": _share(right, text == EPAD_TOKEN),
             "pads": _share(right, text == PAD_TOKEN),
@@ -164,7 +184,7 @@ class _LMTask:
             "first_codes": each[0], "second_codes": each[1], "last_codes": each[-1],
         }
         # a batch may have nothing to say, or nobody who speaks
-        parts = (text_loss, sound_loss, spec.heard * heard_loss, spec.meant * meant_loss)
+        parts = (text_loss, pace_loss, sound_loss, spec.heard * heard_loss, spec.meant * meant_loss)
         total = torch.stack([torch.nan_to_num(part) for part in parts]).sum()
         return total, {name: float(figure.detach()) for name, figure in figures.items()}
 

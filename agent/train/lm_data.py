@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from agent.moshi.config import PAD_TOKEN
+from agent.moshi.config import EPAD_TOKEN, PAD_TOKEN
 from agent.moshi.lm import LanguageModel
 from agent.train.tokens import NO_INTENT, CallTokens
 
@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     inputs: Tensor  # [B, streams, T]: the tokens before each step
     taken: Tensor  # [B, streams, T]: the tokens of each step
     text_counts: Tensor  # [B, T] bool: the text loss applies
+    paced: Tensor  # [B, T] bool: only whether a word comes next is learnt of the text: the word itself is told
     sounds: Tensor  # [B, T] bool: the agent's codes are there and speech is in them or near
     quiet: Tensor  # [B, T] bool: they are there, and all is silent
     heard: Tensor  # [B, T]: the caller's words, late by the lag
@@ -57,7 +58,8 @@ class Calls:
         heard = torch.full_like(call.said, PAD_TOKEN)
         heard[lag:] = call.said[:call.frames - lag]
         return Batch(*(tensor if tensor.dim() == 3 else tensor[None] for tensor in (
-            inputs.to(torch.int16), taken.to(torch.int16), call.free & answered, near & there, ~near & there,
+            inputs.to(torch.int16), taken.to(torch.int16), call.free & answered,
+            call.told & answered & ((call.text == PAD_TOKEN) | (call.text == EPAD_TOKEN)), near & there, ~near & there,
             heard.to(torch.int16), call.intent.to(torch.int16))))
 
     def draw(self, frames: int, generator: torch.Generator, middle: float = 0.0) -> Batch:
@@ -82,7 +84,7 @@ class Calls:
 
 def _padded(calls: Sequence[Batch]) -> Batch:
     longest = max(call.taken.shape[2] for call in calls)
-    fills = (0, 0, False, False, False, PAD_TOKEN, NO_INTENT)
+    fills = (0, 0, False, False, False, False, PAD_TOKEN, NO_INTENT)
     parts = []
     for tensors, fill in zip(zip(*calls, strict=True), fills, strict=True):
         padded = [torch.nn.functional.pad(tensor, (0, longest - tensor.shape[-1]), value=fill) for tensor in tensors]

@@ -97,7 +97,7 @@ SETS: Mapping[str, CallSet] = {
     HELD_OUT: CallSet(20, 20, seed=1),
     CALLS: CallSet(12_600, 1800, seed=7),
     "questions": CallSet(1_010_500, 1500, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02)),
-    SAYING: CallSet(3_000_000, 500, seed=10),
+    SAYING: CallSet(3_000_000, 1500, seed=10),
     CALLERS: CallSet(2_000_000, 6000, seed=9),
     JUMBLED: CallSet(4_000_000, 2600, seed=11),
 }
@@ -105,7 +105,7 @@ SETS_TO_GO_ON: Mapping[str, CallSet] = {
     HELD_OUT: CallSet(20, 20, seed=1),
     CALLS: CallSet(12_600, 400, seed=7),
     "questions": CallSet(1_010_500, 1000, seed=8, shares=Shares(booking=0.06, change=0.03, cancel=0.02, silence=0.03)),
-    SAYING: CallSet(3_000_000, 300, seed=10),
+    SAYING: CallSet(3_000_000, 1200, seed=10),
     CALLERS: CallSet(2_000_000, 6000, seed=9),
     JUMBLED: CallSet(4_000_000, 2600, seed=11),
 }
@@ -259,7 +259,7 @@ class _Work:
         self._take(self.folder / "ears", dict.fromkeys([codec.CONFIG, codec.WEIGHTS]))
 
     def _whole_calls(self) -> tuple[str, ...]:
-        return tuple(name for name in self.recipe.sets if name not in (CODEC, HELD_OUT, *_ALONE))
+        return tuple(name for name in self.recipe.sets if name not in (CODEC, HELD_OUT, SAYING, *_ALONE))
 
     def _alone(self) -> tuple[str, ...]:
         return tuple(name for name in self.recipe.sets if name in _ALONE)
@@ -268,7 +268,10 @@ class _Work:
         if not self.tokenizer.exists():
             train_tokenizer(self.tokenizer, pieces=self.recipe.lm["text_card"], scripts=self.recipe.tokenizer_scripts)
         mimi, voice = codec.load_both(self.out)
-        for encoded, names in ((CALLS, self._whole_calls()), (CALLERS, self._alone()), (HELD_OUT, (HELD_OUT,))):
+        kinds = {CALLS: self._whole_calls(), CALLERS: self._alone(), HELD_OUT: (HELD_OUT,)}
+        if SAYING in self.recipe.sets:
+            kinds[SAYING] = (SAYING,)
+        for encoded, names in kinds.items():
             self._encode(encoded, [self._calls(name) for name in names], mimi, voice)
         if self.recipe.of is not None and self.recipe.new_ears:
             some = self._calls(CALLERS).with_name("some.jsonl")
@@ -286,9 +289,10 @@ class _Work:
             begins |= {"new_ears": self.out, "heard_before": self._encoded(_BEFORE)}
         apart = (self.out / codec.VOICE).exists()
         voice = {"voice_name": codec.VOICE, "voice_config_name": codec.VOICE_CONFIG} if apart else {}
+        sayings = {"sayings": self._encoded(SAYING)} if SAYING in self.recipe.sets else {}
         spec = lm.LMSpec({**self.recipe.lm, **voice, "text_card": len(Tokenizer(self.tokenizer))},
                          self._encoded(CALLS), self._encoded(HELD_OUT), self._encoded(CALLERS),
-                         **{**begins, **self.recipe.lm_spec})
+                         **{**begins, **sayings, **self.recipe.lm_spec})
         plan = Plan(self.recipe.lm_steps, learning_rate=self.recipe.lm_rate, muon=True, warmup=100,
                     seed=self.recipe.seed, processes=self.processes, device=self.device, evaluate_every=250,
                     save_every=250)

@@ -57,6 +57,7 @@ class CallTokens:
     speaking: Tensor  # [T] bool: the caller speaks
     intent: Tensor  # [T]: what the caller meant, by its place among the domain's sorted intents; else NO_INTENT
     phones: Tensor  # [2, T]: what the caller's mouth did 20 and 60 ms into the frame before, or NO_PHONE
+    told: Tensor  # [T] bool: the agent was made to say these words; only when each comes was its own decision
 
     @property
     def frames(self) -> int:
@@ -99,7 +100,7 @@ class Tokens(Sequence[CallTokens]):
         return [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
 
 
-_FIELDS = ("agent", "caller", "text", "free", "said", "speaking", "intent", "phones")
+_FIELDS = ("agent", "caller", "text", "free", "said", "speaking", "intent", "phones", "told")
 
 
 def encode_calls(lists: Sequence[Path], mimi: Mimi, tokenizer: Tokenizer, out: Path, *, voice: Mimi | None = None,
@@ -198,7 +199,8 @@ class CallEncoder:
             said=text_stream(by["caller"], frames, self.tokenizer),
             speaking=_speaking(call, "caller", frames),
             intent=meant(call, frames, self._intents),
-            phones=_phones(call, frames))
+            phones=_phones(call, frames),
+            told=_told(call, frames))
 
     def _speech(self, pcm: Samples) -> Tensor:
         """Codes [codebooks, frames + _AFTER] of the agent's speech out of silence."""
@@ -266,6 +268,16 @@ def _free(call: Call, frames: int) -> Tensor:
         if utterance.kind == "said":
             free[begin:quiet_from] = False
     return free
+
+
+def _told(call: Call, frames: int) -> Tensor:
+    """Where it says what it was made to say word for word, from its first word on."""
+    told = torch.zeros(frames, dtype=torch.bool)
+    for utterance in call.utterances:
+        if utterance.kind == "said":
+            begin = int(utterance.begin_s * _FRAMES_A_SECOND + 1e-3)
+            told[begin:int(utterance.end_s * _FRAMES_A_SECOND) + 1] = True
+    return told
 
 
 def _speaking(call: Call, side: Speaker, frames: int) -> Tensor:

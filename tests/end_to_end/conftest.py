@@ -19,10 +19,9 @@ from browsers import (
     Web,
     Website,
     chromium,
-    unused_ports,
     with_microphone,
 )
-from call_peers import speech
+from call_peers import free_ports, speech
 from playwright.async_api import Browser
 from served import Served, serving
 
@@ -35,7 +34,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="package")
 def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    web_port, turn_port, chat_port = unused_ports(3)
+    web_port, turn_port, chat_port = free_ports(3)
     tandem = f"http://127.0.0.1:{web_port}"
     website, turn = Website(tandem), Turn(turn_port, tmp_path_factory.mktemp("turn"))
     agents = ["agent", "echo"]

@@ -15,6 +15,7 @@ from agent.train.domain.slots import FORMS, forms_in
 
 FOLDER = Path(__file__).parent
 MANNERS = "manners"  # the file of what is said around a sentence
+OPERATORS = "operators.txt", "operators_held_out.txt"  # what operators anywhere may have an agent say, a line each
 SMALLEST_TRAINING = 30
 SMALLEST_HELD_OUT = 8
 
@@ -96,6 +97,17 @@ def held_out_sha256(folder: Path = FOLDER) -> str:
     for path in sorted((folder / "held_out").glob("*.toml")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def operators_sentences(*, held_out: bool = False) -> tuple[str, ...]:
+    """What operators anywhere may have an agent say; held out is what training never says. Raises DomainError."""
+    path = FOLDER / OPERATORS[held_out]
+    sentences = tuple(path.read_text(encoding="utf-8").splitlines())
+    for sentence in sentences:
+        if not _PHRASING.fullmatch(sentence):
+            raise DomainError(f"{path}: {sentence!r} is not in plain words")
+    return sentences
 
 
 def _read_theme(folder: Path, theme: str) -> list[Intent]:

@@ -30,7 +30,7 @@ def tiny() -> dict[str, Any]:
     return {**copy.deepcopy(LM), "dim": 64, "num_layers": 2, "depformer_dim": 32, "depformer_dim_feedforward": 128}
 
 
-def toy(seed: int, *, free: bool = True, frames: int = FRAMES) -> CallTokens:
+def toy(seed: int, *, free: bool = True, told: bool = False, frames: int = FRAMES) -> CallTokens:
     """The caller makes one of four sounds now and then; the agent says the word that belongs to it 3 frames later."""
     generator = torch.Generator().manual_seed(seed)
     agent = torch.full((CODEBOOKS, frames), SILENCE)
@@ -45,7 +45,7 @@ def toy(seed: int, *, free: bool = True, frames: int = FRAMES) -> CallTokens:
         agent[:, at + DELAY:at + DELAY + 3] = 40 + which
         intent[at + 2:at + 6] = which
     return CallTokens("toy", agent, caller, text, torch.full((frames,), free), said, caller[0] != SILENCE, intent,
-                      torch.full((2, frames), NO_PHONE))
+                      torch.full((2, frames), NO_PHONE), torch.full((frames,), told))
 
 
 def write(path: Path, calls: list[CallTokens]) -> Path:
@@ -108,6 +108,19 @@ def test_what_was_forced_teaches_no_text_but_sound(tmp_path: Path) -> None:
     decided = task(tmp_path, [toy(seed) for seed in range(4)], heard=0.0, meant=0.0)
     decided.loss(0, torch.Generator().manual_seed(0))[0].backward()
     assert decided.lm.text_linear.weight.grad.abs().sum() > 0  # type: ignore[union-attr]
+
+
+def test_what_it_is_told_to_say_teaches_when_words_come_and_not_which(tmp_path: Path) -> None:
+    told = write(tmp_path / "told.safetensors", [toy(seed, free=False, told=True) for seed in range(4)])
+    learning = task(tmp_path, [toy(9, free=False)], sayings=told, sayings_share=1.0, heard=0.0, meant=0.0)
+    loss, figures = learning.loss(0, torch.Generator().manual_seed(0))
+    loss.backward()
+    grad = learning.lm.text_linear.weight.grad
+    assert grad is not None
+    taught = grad.abs().sum(dim=1).nonzero().flatten().tolist()
+    assert taught == sorted([EPAD_TOKEN, PAD_TOKEN])
+    assert figures["pace"] > 0
+    assert learning.evaluate()["told_pace"] > 0
 
 
 def test_callers_whom_nobody_answers_teach_hearing_alone(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def toy_call(seed: int, tokenizer: Tokenizer, frames: int = 300) -> CallTokens:
     return CallTokens(
         str(seed), agent=torch.zeros_like(caller), caller=caller, text=torch.full((frames,), PAD),
         free=torch.ones(frames, dtype=torch.bool), said=said, speaking=speaking, intent=torch.full((frames,), -1),
-        phones=torch.full((2, frames), NO_PHONE))
+        phones=torch.full((2, frames), NO_PHONE), told=torch.zeros(frames, dtype=torch.bool))
 
 
 def write(path: Path, calls: Sequence[CallTokens]) -> Path:
