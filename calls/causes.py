@@ -14,11 +14,11 @@ from calls.events import EndReason
 Outcome = Literal["ringing", "answered", "busy", "no_answer", "rejected", "failed"]
 
 FAILED = 300  # from this SIP status on
-NORMAL, BUSY, NO_ANSWER, REJECTED, TEMPORARY, CONGESTION, INTERWORKING = 16, 17, 19, 21, 41, 42, 127
+NORMAL, BUSY, NO_ANSWER, REJECTED, TEMPORARY, CONGESTION, ON_TIMER, INTERWORKING = 16, 17, 19, 21, 41, 42, 102, 127
 
 _BY_STATUS = {
-    400: 41, 401: 21, 402: 21, 403: 21, 404: 1, 405: 63, 406: 79, 407: 21, 408: 102, 410: 22, 415: 79, 480: 18,
-    481: 41, 482: 25, 483: 25, 484: 28, 485: 1, 486: BUSY, 500: 41, 501: 79, 502: 38, 503: 41, 504: 102, 600: BUSY,
+    400: 41, 401: 21, 402: 21, 403: 21, 404: 1, 405: 63, 406: 79, 407: 21, 408: ON_TIMER, 410: 22, 415: 79, 480: 18,
+    481: 41, 482: 25, 483: 25, 484: 28, 485: 1, 486: BUSY, 500: 41, 501: 79, 502: 38, 503: 41, 504: ON_TIMER, 600: BUSY,
     603: REJECTED, 604: 1,
 }
 _BY_REASON = {

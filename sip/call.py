@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pjsua2 as pj
 
-from calls.causes import q850
+from calls.causes import ON_TIMER, q850
 from calls.controls import Control
 from calls.events import EndReason
 from calls.queueing import Queue
@@ -194,11 +194,19 @@ class SipCall:
         """That the library's call has ended, by whomever."""
         await self.leg.gone.wait()
         if self.leg.acknowledged.is_set():
-            self.session.hung_up(EndReason.CALLER_HUNG_UP)
+            self._tell_end()
         elif self.leg.picked_up.is_set():
             self.session.hung_up(EndReason.FAILED, f"{self.leg.status} {self.leg.reason}")
         else:
             self.session.hung_up(EndReason.CANCELLED)
+
+    def _tell_end(self) -> None:
+        """Of a call in which both sides talked."""
+        if self.leg.expired and not self.session.has_ended:
+            self.leg.cause = ON_TIMER
+            self.session.hung_up(EndReason.FAILED, "it didn't refresh the call in time (RFC 4028)")
+        else:
+            self.session.hung_up(EndReason.CALLER_HUNG_UP)
 
     async def _tell_of_human(self) -> None:
         """The human to whom the caller was joined has hung up: so do we."""

@@ -122,7 +122,7 @@ class OutboundCall(SipCall):
         await self.leg.gone.wait()
         leg = self.leg
         if leg.acknowledged.is_set():
-            self.session.hung_up(EndReason.CALLER_HUNG_UP)
+            self._tell_end()
         else:
             self.session.hung_up(why_not(leg.status), f"{leg.status} {leg.reason}".strip())
 
