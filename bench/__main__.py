@@ -18,6 +18,7 @@ PARTS = {
     "phases": "Calls of random phases",
     "stt": "The caller's words",
     "codec": "A training of the codec",
+    "precision": "In which type a training multiplies",
     "quantised": "8 bits beside float32",
     "bridge": "What the SIP bridge adds",
     "busy_machine": "Calls beside a busy program",

@@ -27,7 +27,7 @@ from agent.evaluate.recogniser import Recogniser, sentences_of
 from agent.evaluate.rows import QUIET_LINE
 from agent.train.acoustics import draw_condition, heard
 from agent.train.callers import Caller
-from agent.train.domain.reader import load
+from agent.train.domain.reader import load, operators_sentences
 from agent.train.domain.reception import State, answer
 from agent.train.speech import Synthesiser
 from agent.train.voices import draw_caller
@@ -44,7 +44,7 @@ from tandem.own_server import serving
 AT_ONCE = 4
 STARTS, STARTS_A_CALL = 100, 10
 HOLDS, HELD_S = 40, 10.0
-LINES = 40
+LINES, LINES_A_CALL = 20, 10  # of each kind
 SPEECHES = 24
 FRAME_S, PIECE = 0.08, SAMPLE_RATE // 50
 LOUD = 10 ** (-45 / 20)
@@ -242,13 +242,14 @@ def _words(made: Made, first_k: int, last_k: int) -> tuple[str, ...]:
                  if first_k <= each.first_k <= last_k for word in words_of(each.text))
 
 
-def _lines(random: Random) -> list[str]:
-    """Half of them sentences that the agent says by itself, half its words in orders that it never saw."""
+def _lines(random: Random) -> dict[str, list[str]]:
+    """What is said, by what it is."""
     known = [line for line in sentences_of(load()) if 4 <= len(words_of(line)) <= 9]
-    old = random.sample(known, LINES // 2)
+    own = random.sample(known, LINES)
     words = sorted({word for line in known for word in words_of(line)})
-    new = [" ".join(random.sample(words, random.randint(4, 7))) for _ in range(LINES - LINES // 2)]
-    return [line for pair in zip(old, new, strict=True) for line in pair]
+    orders = [" ".join(random.sample(words, random.randint(4, 7))) for _ in range(LINES)]
+    others = list(operators_sentences(held_out=True))[:LINES]
+    return {"sentences of its own": own, "word orders that it never saw": orders, "others' sentences": others}
 
 
 def _recogniser(lines: Sequence[str]) -> Recogniser:
@@ -296,9 +297,8 @@ def run() -> list[str]:
             starts = line.calls([(_starts, None, SETTLE_S + 6 * STARTS_A_CALL)] * (STARTS // STARTS_A_CALL))
             held = line.calls([
                 (_held, np.concatenate([_quiet(SETTLE_S + 2), one.sound]), SETTLE_S + HELD_S + 8) for one in questions])
-            a_call = LINES // 4
-            said = line.calls([(_saying(lines[at:at + a_call]), None, SETTLE_S + 10 * a_call)
-                               for at in range(0, LINES, a_call)])
+            said = line.calls([(_saying(kind[at:at + LINES_A_CALL]), None, SETTLE_S + 10 * LINES_A_CALL)
+                               for kind in lines.values() for at in range(0, len(kind), LINES_A_CALL)])
             spoken = line.calls([
                 (_nothing, np.concatenate([_quiet(SETTLE_S), first.sound, _quiet(_BETWEEN_S), second.sound]), 18.0)
                 for first, second in zip(speeches[::2], speeches[1::2], strict=True)])
@@ -329,23 +329,20 @@ def _told_held(held: list[Made], questions: list[Asked]) -> list[str]:
             f"| then, released: answers the question, word for word | {_percent(share_of(answered))} | 80 % |"]
 
 
-def _told_said(said: list[Made], lines: list[str]) -> list[str]:
-    recognise = _recogniser(lines)
-    in_order: dict[bool, list[bool]] = {True: [], False: []}
-    in_sound: dict[bool, list[bool]] = {True: [], False: []}
-    for made in said:
-        for control, result in made.given:
-            if control.action != "say":
+def _told_said(said: list[Made], lines: dict[str, list[str]]) -> list[str]:
+    every = [line for kind in lines.values() for line in kind]
+    recognise, rows = _recogniser(every), []
+    for name, kind in lines.items():
+        in_order, in_sound = [], []
+        for made, control, result in ((one, *given) for one in said for given in one.given):
+            if control.action != "say" or control.text not in kind:
                 continue
-            new = lines.index(control.text) % 2 == 1
             done = result is not None and result.outcome == "said"
-            in_order[new].append(done and _words(made, result.first_k, result.k) == words_of(control.text))
+            in_order.append(done and _words(made, result.first_k, result.k) == words_of(control.text))
             sound = made.between(made.after(result.first_k) - 0.1, made.after(result.k) + 0.8) if done else _quiet(1)
-            in_sound[new].append(words_of(recognise(sound)) == words_of(control.text))
-    rows = []
-    for new, name in ((False, "sentences of its own"), (True, "word orders that it never saw")):
-        rows += [f"| `say`, {name}: words in order in the text | {_percent(share_of(in_order[new]))} | 100 % |",
-                 f"| … recognised in the sound, among the {LINES} lines | {_percent(share_of(in_sound[new]))} | |"]
+            in_sound.append(words_of(recognise(sound)) == words_of(control.text))
+        rows += [f"| `say`, {name}: words in order in the text | {_percent(share_of(in_order))} | 100 % |",
+                 f"| … recognised in the sound, among the {len(every)} lines | {_percent(share_of(in_sound))} | |"]
     return rows
 
 

@@ -23,6 +23,7 @@ from agent.train import codebooks
 from agent.train.codec_data import Drawn, Stretches, read_stretches
 from agent.train.codec_loss import SpectralLoss
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME, SILENCE
+from agent.train.precision import mixed
 from agent.train.trainer import Task, Team, TrainingError
 
 WEIGHTS, CONFIG = "mimi.safetensors", "mimi_config.json"
@@ -73,7 +74,7 @@ class _CodecTask:
             begin_codebooks(self.mimi, lambda drawing: self._drawn(self.calls, 8, drawing).pcm, self.team)
         count = max(1, spec.batch // self.team.size)
         pcm, labels, agent = self._drawn(self.calls, count, generator)
-        with torch.autocast(pcm.device.type, torch.bfloat16):
+        with mixed(pcm.device):
             latents = self.mimi.latents(pcm)
         latents = latents.float()
         distance = torch.zeros((), device=pcm.device)
@@ -114,7 +115,7 @@ class _CodecTask:
 
     def _sound_losses(self, x: Tensor, pcm: Tensor, weights: Tensor) -> tuple[Tensor, dict[str, float]]:
         """Of what the decoder makes of quantised latents x [B, frames, dimension] against pcm [B, samples]."""
-        with torch.autocast(pcm.device.type, torch.bfloat16):
+        with mixed(pcm.device):
             decoded = self.mimi.sound(x)
         decoded = decoded.float()
         spectral, mel = self.loss_of(decoded, pcm, weights)

@@ -26,6 +26,7 @@ from agent.train.codec import export_codec, initialise, load_codec, told
 from agent.train.domain.reader import load
 from agent.train.heard import NO_INTENT, WORD_LABELS, Heard, Stretch
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
+from agent.train.precision import mixed
 from agent.train.trainer import Task, Team, TrainingError
 
 _LEARNT = ("encoder_transformer", "downsample", "quantizer")  # and the last convolution
@@ -97,7 +98,7 @@ class _EarsTask:
             self._begin_codebooks()
         drawn = self._drawn(generator)
         convolved = self._thinned(drawn.convolved, generator)
-        with torch.autocast(convolved.device.type, torch.bfloat16):
+        with mixed(convolved.device):
             positions = self.mimi.heard(convolved)
             latents = self.mimi.frames(positions)
         losses, right = self._straight(positions.float(), latents.float(), drawn)

@@ -26,6 +26,7 @@ from agent.train.codec import load_codec
 from agent.train.domain.reader import load
 from agent.train.initial import HeardTwice, go_on_from, hear_anew, initialise
 from agent.train.lm_data import Batch, Calls
+from agent.train.precision import mixed
 from agent.train.tokens import NO_INTENT, Tokens
 from agent.train.trainer import Task, Team, TrainingError
 
@@ -123,7 +124,7 @@ class _LMTask:
         batch = batch._replace(inputs=inputs)
         asked = torch.rand(batch.sounds.shape, generator=generator)
         sounds = (batch.sounds & (asked < spec.spoken_share)) | (batch.quiet & (asked < spec.quiet_share))
-        with torch.autocast(self.team.device.type, torch.bfloat16):
+        with mixed(self.team.device):
             return self._losses(batch.to(self.team.device), sounds.to(self.team.device), generator)
 
     def evaluate(self) -> Mapping[str, float]:
@@ -133,7 +134,7 @@ class _LMTask:
             rows = []
             for _ in range(_HELD_OUT_BATCHES):
                 batch = calls.draw(self.spec.frames, generator).to(self.team.device)
-                with torch.autocast(self.team.device.type, torch.bfloat16):
+                with mixed(self.team.device):
                     rows.append(self._losses(batch, batch.sounds, generator)[1])
             figures |= {of + name: sum(row[name] for row in rows) / len(rows) for name in rows[0]
                         if not of or name in _OF_TOLD}

@@ -19,6 +19,7 @@ from agent.moshi.mimi import Mimi
 from agent.train.codec import export_codec, initialise, told
 from agent.train.codec_data import Drawn, Stretches, read_stretches
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
+from agent.train.precision import mixed
 from agent.train.trainer import Task, Team
 
 DITHER = 1e-4  # of full scale: in digital silence every norm would multiply its gradient
@@ -61,7 +62,7 @@ class _SoundsTask:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         drawn = self._drawn(self.calls, max(1, self.spec.batch // self.team.size), generator)
         pcm = drawn.pcm + DITHER * torch.randn(drawn.pcm.shape, generator=generator).to(drawn.pcm.device)
-        with torch.autocast(pcm.device.type, torch.bfloat16):
+        with mixed(pcm.device):
             positions = self.mimi.positions(pcm)
             frames = self.mimi.frames(positions)
         losses, right = self._asked(positions.float(), frames.float(), drawn.phones)

@@ -29,6 +29,7 @@ from agent.train.codec import load_codec
 from agent.train.domain.reader import load
 from agent.train.initial import HeardTwice, go_on_from, hear_anew, hear_likeness, initialise
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
+from agent.train.precision import mixed
 from agent.train.stt_data import UNKNOWN, CallerSides, Windows
 from agent.train.tokens import NO_INTENT, NO_PHONE, CallTokens, Tokens
 from agent.train.trainer import Task, Team, TrainingError
@@ -109,7 +110,7 @@ class _SttTask:
     def loss(self, step: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]]:
         windows = self.calls.draw(max(1, self.spec.batch // self.team.size), self.spec.frames, generator)
         windows = windows._replace(inputs=self._corrupted(windows.inputs, generator))
-        with torch.autocast(self.team.device.type, torch.bfloat16):
+        with mixed(self.team.device):
             return self._losses(windows, generator)
 
     def evaluate(self) -> Mapping[str, float]:

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from agent.train.muon import Muon
+
 PROGRESS = "progress.jsonl"
 STATE = "state.pt"
 
@@ -199,8 +201,7 @@ class _Optimizer:
              {"params": [p for p in others if p.squeeze().dim() <= 1], "weight_decay": 0.0}],
             lr=plan.learning_rate, betas=plan.betas, fused=True)]
         if inner:
-            self.parts.append(torch.optim.Muon(
-                inner, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(Muon(inner, plan.learning_rate, plan.weight_decay))
 
     def zero_grad(self) -> None:
         for part in self.parts:
