@@ -292,7 +292,7 @@ def _deliver(due: list[_Due], outputs: StepOutputs, began_us: int, in_step_us: i
             k=frame.k,
             text=int(outputs.text[row]),
             sampled_text=int(outputs.sampled_text[row]),
-            mode=force.text_mode | FORCED * (force.forced_text >= 0) | MUTED * force.muted,
+            mode=force.text_mode | FORCED * (force.forced_text == int(outputs.text[row])) | MUTED * force.muted,
             agent_codes=_codes(outputs.agent_codes[row]),
             caller_codes=_codes(outputs.caller_codes[row]),
             caller_text=int(outputs.caller_text[row]),

@@ -1,7 +1,9 @@
 """The operator's hand on a call's text stream: speak, hold, say, whisper, release. Pure: fed one frame at a time.
 
 Moshi writes what it is about to say before it says it, one token a frame: PAD where no new word begins, EPAD in the
-frame before a word, then the word's pieces. Whoever decides that token decides when the agent speaks, and what.
+frame before a word, then the word's pieces; no EPAD where words follow each other at once. Whoever decides that token
+decides when the agent speaks, and what. In a line that it is made to say, when each word comes stays the model's own
+decision: whatever word it would begin, it begins the line's next.
 
     while the call runs, for each frame k:
         monologue.take(command, k)      commands that came meanwhile, in their order -> what became of them, so far
@@ -39,7 +41,7 @@ from agent.step import TextMode
 
 LONGEST_START: Final = 125  # frames that a line in another voice is waited for
 LONGEST_STALL: Final = 25  # frames together in which such a voice may have nothing
-LONGEST_GAP: Final = 8  # frames between two words of a line in which the model may choose its EPAD
+LONGEST_GAP: Final = 8  # frames between two words of a line in which the model may choose when the next begins
 MAX_WAITING: Final = 4  # lines that wait while another one is said
 MAX_PIECES: Final = 512  # of a line
 
@@ -267,9 +269,10 @@ def _of_line(line: _Line) -> Force:
         return _STALLED if step is None else Force(forced_text=step.text, codes=step.codes, pcm=step.pcm)
     if line.phase is _Phase.EPAD:
         return _EPAD
+    piece = line.words[line.word][line.piece]
     if line.phase is _Phase.GAP:
-        return Force(TextMode.PAD_OR_EPAD)
-    return Force(forced_text=line.words[line.word][line.piece], muted=line.whispered)
+        return Force(TextMode.TOLD, piece)
+    return Force(forced_text=piece, muted=line.whispered)
 
 
 def _advance(line: _Line, text: int) -> bool:
@@ -277,17 +280,17 @@ def _advance(line: _Line, text: int) -> bool:
     match line.phase:
         case _Phase.EPAD:
             line.phase = _Phase.PIECES
-        case _Phase.PIECES:
-            line.piece += 1
-            if line.piece == len(line.words[line.word]):
-                line.word, line.piece, line.gap, line.phase = line.word + 1, 0, 0, _Phase.GAP
-                return line.word == len(line.words)
-        case _Phase.GAP:
+        case _Phase.GAP if text in (PAD, EPAD):
             line.gap += 1
             if text == EPAD:
                 line.phase = _Phase.PIECES
             elif line.gap == LONGEST_GAP:
                 line.phase = _Phase.EPAD
+        case _Phase.PIECES | _Phase.GAP:  # words that follow each other at once have no EPAD between them
+            line.piece, line.phase = line.piece + 1, _Phase.PIECES
+            if line.piece == len(line.words[line.word]):
+                line.word, line.piece, line.gap, line.phase = line.word + 1, 0, 0, _Phase.GAP
+                return line.word == len(line.words)
         case _:
             assert_never(line.phase)
     return False

@@ -17,10 +17,10 @@ Bools = npt.NDArray[np.bool_]
 
 
 class TextMode(IntEnum):
-    """What may be sampled from the text stream. A forced token wins over it."""
+    """What may be sampled from the text stream. A forced token wins over it, but for TOLD."""
 
     FREE = 0
-    PAD_OR_EPAD = 1  # only those two: no word goes on
+    TOLD = 1  # whether a word comes is the model's to say, which one is not: for any piece it takes the forced one
     WORD_ONLY = 2  # neither: a word's piece
 
 
@@ -116,6 +116,8 @@ class StepInputs:
                 ("forced_audio", self.forced_audio, -1, info.codebook_size)):
             if value.size and (value.min() < least or value.max() >= below):
                 raise ValueError(f"step: {name} must be from {least} to {below - 1}")
+        if ((self.text_mode == TextMode.TOLD) & (self.forced_text < 0)).any():
+            raise ValueError("step: a row is told no word")
         sampling = self.sampling
         if min(sampling.text_temperature.min(), sampling.audio_temperature.min()) < 0:
             raise ValueError("step: a temperature is below 0")

@@ -29,7 +29,7 @@ from calls.store import Store, upgrade
 from calls.tables import Base
 from tandem.embedded import embedded_postgres, embedded_redis
 
-GIVING_WAY = 10  # niceness
+GIVING_WAY, IN_TIME = 10, -5  # nicenesses of sessions
 TELEPHONY = ("tests/sip/",)
 WHOLE = ("tests/end_to_end/", "tests/media/", "tests/tandem/test_bench_calls.py")
 
@@ -49,12 +49,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Those that compute give way to those in real time, which run in the other process."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not item.nodeid.startswith((*TELEPHONY, *WHOLE)):
+    """Those that compute give way to those in real time, and each process has a session of its own, with the phones and
+    browsers that it starts: a niceness counts within a session only."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+        session_before_others(IN_TIME)
+    if not item.nodeid.startswith((*TELEPHONY, *WHOLE)) and os.getpriority(os.PRIO_PROCESS, 0) != GIVING_WAY:
         os.setpriority(os.PRIO_PROCESS, 0, GIVING_WAY)
-        if os.getsid(0) != os.getpid():
-            os.setsid()  # a niceness counts within a session only
-            session_before_others(GIVING_WAY)
+        session_before_others(GIVING_WAY)
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ class Edge:
     bridge: Bridge
     redis_url: str
     certificate: Certificate
+    rtp_ports: range  # of rtpengine
     version: int = 0
 
     def uri(self, user: str) -> str:
@@ -100,8 +101,9 @@ def _before(bridge: Bridge, redis_url: str, folder: Path, given: dict[str, objec
         process = subprocess.Popen([sys.executable, "-m", "tandem", "sip", "edge", "--run"], env=environment,
                                    stdout=file, stderr=file)
     made = certificate_in(folder / "certificate")
+    first, last = map(int, str(given["edge_rtp_ports"]).split("-"))
     started = Edge(int(str(given["edge_port"])), int(str(given["edge_tls_port"])), process, folder, log, bridge,
-                   redis_url, made)
+                   redis_url, made, range(first, last + 1))
     try:
         wait_for(lambda: "the edge takes calls" in log.read_text() or process.poll() is not None, 120)
         assert process.poll() is None, log.read_text()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from agent.engine import MoshiEngine, Sampling, StepInputs, StepOutputs
+from agent.step import TextMode
 
 SLOTS = 8
 
@@ -27,10 +28,12 @@ def drawn_inputs(engine: MoshiEngine, rng: np.random.Generator, slots: list[int]
     """Anything that an engine can be asked for."""
     info, rows = engine.info, len(slots)
     forced = rng.random((rows, info.generated_codebooks)) < 0.2
+    modes = rng.choice([0, 0, 1, 2], rows)
+    forced_text = rng.random(rows) < np.where(modes == TextMode.TOLD, 1, 0.2)
     return StepInputs(
         slots=np.array(slots, np.int64), fresh=np.array(fresh), pcm=sound(rng, rows),
-        text_mode=rng.choice([0, 0, 1, 2], rows),
-        forced_text=np.where(rng.random(rows) < 0.2, rng.integers(0, info.text_tokens, rows), -1),
+        text_mode=modes,
+        forced_text=np.where(forced_text, rng.integers(0, info.text_tokens, rows), -1),
         forced_audio=np.where(forced, rng.integers(0, info.codebook_size, forced.shape), -1),
         sampling=Sampling(
             seed=rng.integers(0, 2**62, rows), text_temperature=rng.choice([0, 0.7, 1.5], rows).astype(np.float32),

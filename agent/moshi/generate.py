@@ -23,7 +23,7 @@ from agent.moshi.quantised import Matrix
 from agent.moshi.sampling import draw, draw_keys
 from agent.moshi.transformer import LayerWeights, feed_forward, norm
 
-FREE, PAD_OR_EPAD, WORD_ONLY = 0, 1, 2  # text modes: what may be sampled
+FREE, TOLD, WORD_ONLY = 0, 1, 2  # text modes, see agent.step.TextMode
 
 SIGNS_WINDOW = 64  # frames that the signs of a healthy conversation look at (paper, appendix D)
 
@@ -129,10 +129,8 @@ class Generator:
         self._heads = model.extra_heads.matrices()
         self._text_out = model.text_linear.matrix()
         self._condition = model.condition()
-        # a mode's bars: PAD_OR_EPAD bars all but those two, WORD_ONLY bars them [3, text card]
-        silent = torch.zeros(config.text_card_out, dtype=torch.bool, device=device)
-        silent[[EPAD_TOKEN, PAD_TOKEN]] = True
-        self._barred = torch.stack([torch.zeros_like(silent), ~silent, silent])
+        self._wordless = torch.zeros(config.text_card_out, dtype=torch.bool, device=device)
+        self._wordless[[EPAD_TOKEN, PAD_TOKEN]] = True
         # steps past the agent's own codebooks predict the caller, whom we hear: they are left out
         self._depth_steps = [self._depth_step(k) for k in range(config.agent_codebooks if config.depth else 0)]
 
@@ -251,9 +249,12 @@ class Generator:
             return draw(allowed, controls.text_temperature, controls.text_top_k, key, controls.text_tiers)
 
         sampled = taken = drawn(logits)
+        forced = controls.forced_text >= 0
         if controls.barred:
-            taken = drawn(logits.masked_fill(self._barred[controls.text_mode], -torch.inf))
-        return torch.where(controls.forced_text >= 0, controls.forced_text, taken), sampled
+            words_only = (controls.text_mode == WORD_ONLY)[:, None]
+            taken = drawn(logits.masked_fill(words_only & self._wordless, -torch.inf))
+            forced = forced & ~((controls.text_mode == TOLD) & self._wordless[taken])
+        return torch.where(forced, controls.forced_text, taken), sampled
 
     def _take_codes(self, x: Tensor, text: Tensor, keys: Tensor, controls: Controls, state: GeneratorState) -> Tensor:
         """The depth transformer's chain: each codebook sees the frame and the tokens before it."""

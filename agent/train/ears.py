@@ -26,7 +26,7 @@ from agent.train.codec import export_codec, initialise, load_codec, told
 from agent.train.domain.reader import load
 from agent.train.heard import NO_INTENT, WORD_LABELS, Heard, Stretch
 from agent.train.phone_labels import LABELS, LABELS_PER_FRAME
-from agent.train.precision import mixed
+from agent.train.precision import has_bfloat16, mixed
 from agent.train.trainer import Task, Team, TrainingError
 
 _LEARNT = ("encoder_transformer", "downsample", "quantizer")  # and the last convolution
@@ -98,6 +98,7 @@ class _EarsTask:
             self._begin_codebooks()
         drawn = self._drawn(generator)
         convolved = self._thinned(drawn.convolved, generator)
+        convolved = convolved if has_bfloat16(convolved.device) else convolved.float()
         with mixed(convolved.device):
             positions = self.mimi.heard(convolved)
             latents = self.mimi.frames(positions)

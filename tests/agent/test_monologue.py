@@ -52,10 +52,10 @@ class Call:
 
 
 def _taken(force: Force, wish: int) -> int:
+    if force.text_mode is TextMode.TOLD:
+        return wish if wish in (PAD, EPAD) else force.forced_text
     if force.forced_text >= 0:
         return force.forced_text
-    if force.text_mode is TextMode.PAD_OR_EPAD:
-        return wish if wish in (PAD, EPAD) else PAD
     if force.text_mode is TextMode.WORD_ONLY:
         return wish if wish not in (PAD, EPAD) else _PIECE
     return wish
@@ -98,17 +98,24 @@ def test_say_forces_word_by_word_and_lets_the_model_choose_its_pauses() -> None:
     call = Call.new()
     forces = [call.frame(Command("a", Action.SAY, "2 1"))[0], *(call.frame()[0] for _ in range(2))]
     assert forces == [_token(EPAD), _token(_PIECE), _token(_PIECE + 1)]
-    gap = Force(TextMode.PAD_OR_EPAD)
+    gap = Force(TextMode.TOLD, _PIECE)
     assert call.frame(wish=PAD) == (gap, [])
     assert call.frame(wish=EPAD) == (gap, [])
     assert call.frame() == (_token(_PIECE), [Outcome("a", "said", 0, 5)])
     assert call.frame() == (FREE, [])
 
 
+def test_a_word_that_the_model_would_begin_at_once_is_the_told_one_and_needs_no_epad() -> None:
+    call = Call.new()
+    forces = _forced(call, Command("a", Action.SAY, "1 2 1 1"), frames=7, wish=_PIECE + 7)
+    told = Force(TextMode.TOLD, _PIECE)
+    assert forces == [_token(EPAD), _token(_PIECE), told, _token(_PIECE + 1), told, told, FREE]
+
+
 def test_a_model_that_never_begins_the_next_word_is_made_to() -> None:
     call = Call.new()
     forces = _forced(call, Command("a", Action.SAY, "1 1"), frames=2 + LONGEST_GAP + 2)
-    assert forces[2:-2] == [Force(TextMode.PAD_OR_EPAD)] * LONGEST_GAP
+    assert forces[2:-2] == [Force(TextMode.TOLD, _PIECE)] * LONGEST_GAP
     assert forces[-2:] == [_token(EPAD), _token(_PIECE)]
 
 
@@ -185,7 +192,8 @@ def test_any_commands_in_any_order_are_legal_bounded_and_have_one_outcome_each(
         force, new = call.frame(*commands, wish=wish)
         assert force.forced_text >= -1
         assert force.text_mode in TextMode
-        assert force.forced_text < 0 or force.text_mode is TextMode.FREE, "a forced token needs no mode"
+        assert (force.forced_text >= 0) or force.text_mode is not TextMode.TOLD, "which word?"
+        assert force.forced_text < 0 or force.text_mode is not TextMode.WORD_ONLY, "a forced token needs no mode"
         outcomes += new
     outcomes += call.monologue.end(call.k)
     assert Counter(outcome.id for outcome in outcomes) == Counter(given_ids)
