@@ -32,9 +32,9 @@ $(VENV)/.peers: tests/requirements.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement tests/requirements.txt
 	@touch $@
 
-# Three processes: two for the tests that talk in real time, which mostly wait, one for those that compute.
+# Two processes: in one the tests that talk in real time and mostly wait, in the other those that compute.
 test: setup test-peers
-	$(BIN)/pytest --quiet --numprocesses 3
+	$(BIN)/pytest --quiet --numprocesses 2
 
 soak: setup test-peers
 	$(BIN)/pytest --quiet -m soak

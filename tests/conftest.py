@@ -3,8 +3,8 @@
 TANDEM_TEST_REDIS_URL and TANDEM_TEST_DATABASE_URL name others, which must be the tests' own: they are emptied. Where
 tests run in several processes, each has servers of its own, or a database of its own in those.
 
-`make test` runs three processes. Calls are in real time: their tests mostly wait, and are two groups, since more calls'
-tests at once would disturb each other; a file of the others, which compute, is a group by itself.
+`make test` runs two processes. Calls are in real time: their tests are one group, which runs in one of the two, since
+two calls' tests at once disturb each other; a file of the others is a group by itself.
 """
 
 from __future__ import annotations
@@ -30,17 +30,14 @@ from calls.tables import Base
 from tandem.embedded import embedded_postgres, embedded_redis
 
 GIVING_WAY, IN_TIME = 10, -5  # nicenesses of sessions
-TELEPHONY = ("tests/sip/",)
-WHOLE = ("tests/end_to_end/", "tests/media/", "tests/tandem/test_bench_calls.py")
+IN_REAL_TIME = ("tests/sip/", "tests/end_to_end/", "tests/media/", "tests/tandem/test_bench_calls.py")
 
 
 class _Scheduling(LoadScopeScheduling):
-    """Tests in real time are two groups, and each file of the others is one."""
+    """Tests in real time are one group, and each file of the others."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if nodeid.startswith(TELEPHONY):
-            return "telephony"
-        return "whole calls" if nodeid.startswith(WHOLE) else nodeid.partition("::")[0]
+        return "in real time" if nodeid.startswith(IN_REAL_TIME) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,7 +53,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.getsid(0) != os.getpid():
         os.setsid()
         session_before_others(IN_TIME)
-    if not item.nodeid.startswith((*TELEPHONY, *WHOLE)) and os.getpriority(os.PRIO_PROCESS, 0) != GIVING_WAY:
+    if not item.nodeid.startswith(IN_REAL_TIME) and os.getpriority(os.PRIO_PROCESS, 0) != GIVING_WAY:
         os.setpriority(os.PRIO_PROCESS, 0, GIVING_WAY)
         session_before_others(GIVING_WAY)
 
