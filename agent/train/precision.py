@@ -6,7 +6,7 @@ import torch
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether it multiplies bfloat16 by itself. A CPU that doesn't takes 15 times as long as for float32."""
+    """Whether it multiplies bfloat16 by itself. A CPU that doesn't takes 18 times as long as for float32."""
     return device.type != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
