@@ -1,4 +1,4 @@
-"""The widget and the demo page, as they lie in media/widget."""
+"""The widget and the demo page, from media/widget."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
 WIDGET = Path(str(files("media"))) / "widget"
+PARTS = ("texts", "style", "call", "widget", "element")  # of the script, which websites get as one file
 WIDGET_AGE_S = 300  # for which a browser takes the script as it has it
 TYPES = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml",
          ".png": "image/png", ".txt": "text/plain"}
@@ -22,13 +23,18 @@ DEMO_HEADERS = {
 }
 
 
+def script(folder: Path = WIDGET) -> bytes:
+    """tandem-call.js: its parts, one behind the other, in one scope."""
+    return b"".join((folder / "tandem-call" / f"{part}.js").read_bytes() for part in PARTS)
+
+
 def router(folder: Path = WIDGET) -> APIRouter:
     """GET /, /demo/…, /tandem-call.js."""
     found = APIRouter()
 
     @found.get("/tandem-call.js")
     async def widget(request: Request) -> Response:
-        return _file(request, folder / "tandem-call.js", {
+        return _answer(request, script(folder), ".js", {
             "Access-Control-Allow-Origin": "*", "Cross-Origin-Resource-Policy": "cross-origin",
             "Cache-Control": f"public, max-age={WIDGET_AGE_S}"})
 
@@ -44,11 +50,14 @@ def router(folder: Path = WIDGET) -> APIRouter:
 
 
 def _file(request: Request, path: Path, headers: dict[str, str]) -> Response:
-    """A small file, unless the browser has it already."""
-    kind = TYPES.get(path.suffix)
-    if kind is None or not path.is_file():
+    if path.suffix not in TYPES or not path.is_file():
         raise HTTPException(404)
-    data = path.read_bytes()
+    return _answer(request, path.read_bytes(), path.suffix, headers)
+
+
+def _answer(request: Request, data: bytes, suffix: str, headers: dict[str, str]) -> Response:
+    """A small file, unless the browser has it already."""
+    kind = TYPES[suffix]
     tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = headers | {"ETag": tag, "X-Content-Type-Options": "nosniff"}
     known = {each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")}

@@ -21,7 +21,7 @@ class TextMode(IntEnum):
 
     FREE = 0
     TOLD = 1  # whether a word comes is the model's to say, which one is not: for any piece it takes the forced one
-    WORD_ONLY = 2  # neither: a word's piece
+    WORD_ONLY = 2  # neither PAD nor EPAD: a word's piece
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from agent.moshi.config import LMConfig
 from agent.moshi.lm import LanguageModel
-from agent.train import muon
 from agent.train.initial import initialise
+from agent.train.muon import orthogonal
 from agent.train.nano import LM
 from agent.train.precision import has_bfloat16
 
@@ -39,9 +39,9 @@ def _measured() -> list[str]:
     lm.requires_grad_(True)
     tokens = torch.randint(0, 500, (1, 1 + LM["n_q"], FRAMES))
     matrix = torch.randn(LM["dim"], 4 * LM["dim"])
-    works: dict[str, Callable[[bool], None]] = {
+    works: dict[str, Callable[[bool], object]] = {
         f"forward and backward, {FRAMES} frames, {SPOKEN} of them spoken": lambda half: _step(lm, tokens, half),
-        f"one orthogonal matrix of {matrix.shape[0]} x {matrix.shape[1]}": lambda half: _orthogonal(matrix, half)}
+        f"one orthogonal matrix of {matrix.shape[0]} x {matrix.shape[1]}": lambda half: orthogonal(matrix, half=half)}
     rows = []
     for name, work in works.items():
         took: dict[str, list[float]] = {of: [] for of in _TYPES}
@@ -65,11 +65,3 @@ def _step(lm: LanguageModel, tokens: torch.Tensor, half: bool) -> None:
         loss = F.cross_entropy(logits.flatten(0, 1), codes.flatten())
     loss.backward()  # type: ignore[no-untyped-call]
     lm.zero_grad()
-
-
-def _orthogonal(matrix: torch.Tensor, half: bool) -> None:
-    kept, muon.has_bfloat16 = muon.has_bfloat16, lambda device: half
-    try:
-        muon.orthogonal(matrix)
-    finally:
-        muon.has_bfloat16 = kept

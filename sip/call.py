@@ -37,7 +37,7 @@ MEDIA_TIMEOUT_S = 10.0  # from our 200 to media, which waits for the ACK when th
 BYE_TIMEOUT_S = 3.0  # for the other side to confirm our BYE
 HOLD_TIMEOUT_S = 10.0  # for the other side to agree to a hold, or to its end
 REMIND_S = 50.0
-REQUEST_TERMINATED = 487
+REQUEST_TIMEOUT, REQUEST_TERMINATED = 408, 487
 
 
 async def _unlimited() -> Refusal | None:
@@ -201,10 +201,12 @@ class SipCall:
             self.session.hung_up(EndReason.CANCELLED)
 
     def _tell_end(self) -> None:
-        """Of a call in which both sides talked."""
-        if self.leg.expired and not self.session.has_ended:
-            self.leg.cause = ON_TIMER
-            self.session.hung_up(EndReason.FAILED, "it didn't refresh the call in time (RFC 4028)")
+        """Of a call in which both sides talked: the library gives up whoever doesn't refresh it in time (RFC 4028), or
+        doesn't answer within it."""
+        leg = self.leg
+        if leg.status == REQUEST_TIMEOUT and not self.session.has_ended:
+            leg.cause = ON_TIMER
+            self.session.hung_up(EndReason.FAILED, f"{leg.status} {leg.reason}".rstrip("."))
         else:
             self.session.hung_up(EndReason.CALLER_HUNG_UP)
 

@@ -104,8 +104,6 @@ class Leg(pj.Call):  # type: ignore[misc]
         self.status = 0  # the last one, of either side
         self.reason = ""
         self.cause: int | None = None  # Q.850's, where the other side told one
-        self.expired = False  # the library ended it: nobody refreshed the session in time (RFC 4028)
-        self._hung_up = False  # by us
         self.progress: asyncio.Queue[Progress] = asyncio.Queue(MOST_NOTES)
         self.on_key: Callable[[str, str], None] = lambda key, via: None
         self.on_hold: Callable[[bool, str], None] = lambda held, side: None
@@ -117,7 +115,6 @@ class Leg(pj.Call):  # type: ignore[misc]
         info = self.getInfo()
         cause = None
         if info.state == pj.PJSIP_INV_STATE_DISCONNECTED:
-            self.expired = _is_our_bye(prm.e) and not self._hung_up
             cause = _cause_in(prm.e)
             if self.patch is not None:
                 self.patch.leave(self)
@@ -236,7 +233,6 @@ class Leg(pj.Call):  # type: ignore[misc]
             order = pj.CallOpParam(True)
             if cause is not None:
                 order.txOption.headers.append(_header("Reason", f"Q.850;cause={cause}"))
-            self._hung_up = True
             self.hangup(order)
 
     def send_keys(self, keys: str) -> str:
@@ -280,14 +276,6 @@ def _cause_in(event: pj.SipEvent) -> int | None:
     if event.type != pj.PJSIP_EVENT_TSX_STATE or event.body.tsxState.type != pj.PJSIP_EVENT_RX_MSG:
         return None
     return cause_in(str(event.body.tsxState.src.rdata.wholeMsg))
-
-
-def _is_our_bye(event: pj.SipEvent) -> bool:
-    """Whether a BYE of this side ended the call."""
-    if event.type != pj.PJSIP_EVENT_TSX_STATE:
-        return False
-    transaction = event.body.tsxState.tsx
-    return bool(transaction.method == "BYE" and transaction.role == pj.PJSIP_ROLE_UAC)
 
 
 def _answer(status: int) -> pj.CallOpParam:

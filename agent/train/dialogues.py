@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from random import Random
@@ -132,8 +133,13 @@ def _jumbled(caller: Caller) -> str:
             first = random.randint(0, len(words) - count)
             said += words[first:first + count]
             values += turn.heard.slots.items()
-        if not any(one[0] != other[0] and is_held_out_pair(one, other) for one, other in combinations(values, 2)):
+        if not _held_out_together(values):
             return " ".join(said).rstrip(",")
+
+
+def _held_out_together(values: list[tuple[SlotName, str]]) -> bool:
+    """Whether any two of them are a combination that no booking of training's holds."""
+    return any(one[0] != other[0] and is_held_out_pair(one, other) for one, other in combinations(values, 2))
 
 
 def saying_script(seed: int, *, domain: Domain | None = None) -> Script:
@@ -151,19 +157,27 @@ def _told(caller: Caller) -> str:
     """A sentence of an operator, of a caller or of the agent's own, or, as often as not, words of all three in any
     order: there a word's sound can be told by nothing but the word."""
     random = caller.random
-    if random.random() < JUMBLED_SHARE:
-        words = " ".join(_sentence(caller) for _ in range(3)).replace(".", "").replace("?", "").replace(",", "").split()
-        return " ".join(random.sample(words, min(len(words), random.randint(3, 9))))
-    return _sentence(caller)
+    if random.random() >= JUMBLED_SHARE:
+        return _sentence(caller)[0]
+    while True:
+        sentences = [_sentence(caller) for _ in range(3)]
+        if not _held_out_together([value for _, values in sentences for value in values]):
+            words = re.sub("[.,?]", "", " ".join(text for text, _ in sentences)).split()
+            return " ".join(random.sample(words, min(len(words), random.randint(3, 9))))
 
 
-def _sentence(caller: Caller) -> str:
+def _sentence(caller: Caller) -> tuple[str, list[tuple[SlotName, str]]]:
+    """An operator's, a caller's or the agent's own, and the values that a caller's has."""
     random = caller.random
-    return random.choice((
-        lambda: random.choice(operators_sentences()),
-        lambda: caller.question().text,
-        lambda: random.choice(sorted({intent.answer for intent in caller.domain.intents.values() if intent.answer})),
-    ))()
+    match random.choice(("operator", "caller", "agent")):
+        case "operator":
+            return random.choice(operators_sentences()), []
+        case "caller":
+            turn = caller.question()
+            return turn.text, list(turn.heard.slots.items())
+        case _:
+            answers = sorted({intent.answer for intent in caller.domain.intents.values() if intent.answer})
+            return random.choice(answers), []
 
 
 def evaluation_script(seed: int, kind: EvaluationKind = "questions", *, domain: Domain | None = None) -> Script:

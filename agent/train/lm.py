@@ -97,6 +97,7 @@ class _LMTask:
         self.lm.requires_grad_(True)
         self.calls = _calls(spec.calls, self.lm, spec.lag)
         self.callers = _calls(spec.callers, self.lm, spec.lag, answered=False) if spec.callers else None
+        # by what their figures' names begin with
         self.held_out = {"": _calls(spec.held_out, self.lm, spec.lag)} if team.rank == 0 else {}
         self.sayings = None
         if spec.sayings is not None:

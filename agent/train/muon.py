@@ -38,15 +38,16 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(matrix)
                 state["momentum_buffer"].lerp_(matrix.grad, 1 - _MOMENTUM)
-                direction = orthogonal(matrix.grad.lerp(state["momentum_buffer"], _MOMENTUM))
+                direction = orthogonal(matrix.grad.lerp(state["momentum_buffer"], _MOMENTUM),
+                                       half=has_bfloat16(matrix.device))
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(direction, alpha=-0.2 * max(matrix.shape) ** 0.5 * group["lr"])
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
+def orthogonal(matrix: Tensor, *, half: bool) -> Tensor:
     """About the orthogonal matrix nearest to one [rows, columns]: its singular values all near 1 (Newton and Schulz's
-    iteration)."""
-    x: Tensor = matrix.bfloat16() if has_bfloat16(matrix.device) else matrix.float()
+    iteration). `half`: in bfloat16."""
+    x: Tensor = matrix.bfloat16() if half else matrix.float()
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp(min=_TINY)

@@ -12,7 +12,9 @@ from admin import web_files
 @pytest.fixture
 def browser(tmp_path: Path) -> TestClient:
     (tmp_path / "demo").mkdir()
-    (tmp_path / "tandem-call.js").write_text("export {}")
+    (tmp_path / "tandem-call").mkdir()
+    for part in web_files.PARTS:
+        (tmp_path / "tandem-call" / f"{part}.js").write_text(f"// {part}\n")
     (tmp_path / "demo" / "index.html").write_text("<!doctype html>")
     (tmp_path / "demo" / "demo.css").write_text("body {}")
     (tmp_path / "secret.txt").write_text("no")
@@ -23,7 +25,7 @@ def browser(tmp_path: Path) -> TestClient:
 
 def test_the_widget_may_be_loaded_by_any_page_and_is_kept_for_a_while(browser: TestClient) -> None:
     answer = browser.get("/tandem-call.js")
-    assert answer.text == "export {}"
+    assert answer.text == "// texts\n// style\n// call\n// widget\n// element\n"
     assert answer.headers["content-type"] == "text/javascript; charset=utf-8"
     assert answer.headers["access-control-allow-origin"] == "*"
     assert answer.headers["cross-origin-resource-policy"] == "cross-origin"

@@ -3,13 +3,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from admin import web_files
+
 ROOT = Path(__file__).parents[2]
-WIDGET = (ROOT / "media/widget/tandem-call.js").read_text()
+WIDGET = web_files.script().decode()
 
 
 def test_the_widget_is_one_small_file() -> None:
     assert len(WIDGET.encode()) < 25_000
     assert not re.search(r"^import ", WIDGET, re.MULTILINE)
+    parts = {path.stem for path in (web_files.WIDGET / "tandem-call").iterdir()}
+    assert parts == set(web_files.PARTS), "each in it once"
 
 
 def test_the_guide_lists_every_text_property_and_part() -> None:

@@ -8,6 +8,9 @@ make every number that was measured with them meaningless; new ones belong into 
 Edit distance in words, over the longer's length, from a held-out phrasing to the nearest training phrasing of its
 intent: mean 0.56, smallest 0.40.
 
+`operators.txt` is of no restaurant: what operators anywhere may have an agent say, a line each; training never says
+those of `operators_held_out.txt`.
+
 `reader` loads and checks the phrasings, `slots` fills them and says which combinations are held out, `reception`
 answers, `distance` measures.
 """

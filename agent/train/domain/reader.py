@@ -15,7 +15,7 @@ from agent.train.domain.slots import FORMS, forms_in
 
 FOLDER = Path(__file__).parent
 MANNERS = "manners"  # the file of what is said around a sentence
-OPERATORS = "operators.txt", "operators_held_out.txt"  # what operators anywhere may have an agent say, a line each
+OPERATORS, HELD_OUT_OPERATORS = FOLDER / "operators.txt", FOLDER / "operators_held_out.txt"  # a sentence a line
 SMALLEST_TRAINING = 30
 SMALLEST_HELD_OUT = 8
 
@@ -102,7 +102,7 @@ def held_out_sha256(folder: Path = FOLDER) -> str:
 @cache
 def operators_sentences(*, held_out: bool = False) -> tuple[str, ...]:
     """What operators anywhere may have an agent say; held out is what training never says. Raises DomainError."""
-    path = FOLDER / OPERATORS[held_out]
+    path = HELD_OUT_OPERATORS if held_out else OPERATORS
     sentences = tuple(path.read_text(encoding="utf-8").splitlines())
     for sentence in sentences:
         if not _PHRASING.fullmatch(sentence):

@@ -290,6 +290,9 @@ async def test_a_muted_caller_is_not_heard_and_the_clock_goes_on(bench: WebBench
     await wait_for(lambda: bench.worker.heard and loudness() > 0.1)
     peer.say(type="mute", muted=True)
     await wait_for(lambda: loudness() == 0)
+    muted_at = max(bench.worker.heard)
+    await wait_for(lambda: max(bench.worker.heard) > muted_at + 5)
+    assert loudness() == 0, "frames of silence"
     peer.say(type="mute", muted=False)
     await wait_for(lambda: loudness() > 0.1)
 

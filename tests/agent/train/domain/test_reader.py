@@ -8,7 +8,7 @@ import pytest
 
 from agent.train import domain as package
 from agent.train.domain import reader
-from agent.train.domain.reader import FOLDER, DomainError, held_out_sha256, load, read
+from agent.train.domain.reader import FOLDER, DomainError, held_out_sha256, load, operators_sentences, read
 
 INTENTS = list(load().intents.values())
 
@@ -114,3 +114,10 @@ def test_an_intent_belongs_to_one_theme(small_domain: Path) -> None:
 def test_a_folder_without_phrasings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DomainError, match="there are no phrasings"):
         read(tmp_path)
+
+
+def test_training_says_none_of_the_operators_sentences_that_are_held_out() -> None:
+    ours, held_out = operators_sentences(), operators_sentences(held_out=True)
+    assert len(set(ours)) == len(ours) > 200
+    assert len(set(held_out)) == 20
+    assert not set(ours) & set(held_out)
